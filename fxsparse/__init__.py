@@ -1,0 +1,1 @@
+"""fxsparse: a graph compiler on torch.fx that makes training sparse and small."""

@@ -1,0 +1,249 @@
+"""From a model to graphs: the root as one graph where that is right, and a graph for every part that is not in it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxsparse.errors import TraceError
+
+from .clone import clone_modules
+from .fake_twin import FakeTwin
+from .graph_forward import Facts, GraphForward, Variant
+from .proxies import Refused
+from .recipes import RECIPES, is_composite
+from .signature import Arguments, CallSignature, Mismatch
+from .tracer import CaptureTracer
+
+CONTRACTION_MODULES = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.Bilinear,
+)
+
+
+@dataclass(kw_only=True)
+class Capture:
+    """A model as graphs.
+
+    Attributes:
+        root: a structural copy of the model; it shares the model's parameters and buffers.
+        forwards: the graphs of each captured module, by its path; not yet installed.
+        left: why a module keeps its Python, by path.
+        composites: paths whose graph replaces torch's own Python only if a pass rewrites something in it.
+    """
+
+    root: nn.Module
+    forwards: dict[str, GraphForward] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    composites: set[str] = field(default_factory=set)
+    has_example: bool = False
+
+
+def capture(model: nn.Module, example: Arguments | None) -> Capture:
+    """The graphs of a model, made without running it or touching its buffers, random states or attributes.
+
+    Raises:
+        TraceError: the example inputs do not fit the model, or the model is in no state to be captured.
+    """
+    _refuse_strange_states(model)
+    return _Capturer(clone_modules(model), example).run()
+
+
+def capture_variant(owner: nn.Module, path: str, example: Arguments) -> Variant:
+    """One more graph of a captured module, for a call of another form.
+
+    Raises:
+        TraceError: this form of the call cannot be captured.
+    """
+    owner_copy = clone_modules(owner)
+    owner_copy.__dict__.pop("forward", None)
+    capturer = _Capturer(owner_copy, None)
+    try:
+        graph, signature, facts = capturer.trace(owner_copy, "", example)
+    except Refused as refusal:
+        raise TraceError(f"module {path!r} cannot be captured for a call of this form: {refusal}") from None
+    if capturer.left.keys() - {name for name, module in owner.named_modules() if "forward" in module.__dict__}:
+        raise TraceError(f"module {path!r} cannot be captured for a call of this form: parts of it would keep their Python")
+    signature.forget_example()
+    return Variant(owner, graph, signature, facts)
+
+
+class _Capturer:
+    def __init__(self, root: nn.Module, example: Arguments | None) -> None:
+        self.root = root
+        self.example = example
+        self.twin = FakeTwin(root)
+        self._probe: FakeTwin | None = None
+        self.calls: dict[str, Arguments] = {}
+        self.left: dict[str, str] = {}
+        self.result = Capture(root=root, has_example=example is not None)
+
+    def probe_twin(self) -> FakeTwin:
+        if self._probe is None:
+            self._probe = self.twin.for_other_batch()
+        return self._probe
+
+    def run(self) -> Capture:
+        self._whole(self.root, "", self.example)
+        self.result.left = self.left
+        return self.result
+
+    def _whole(self, module: nn.Module, path: str, example: Arguments | None) -> None:
+        """Captures a module as a graph, or else its children."""
+        try:
+            variants = self._variants(module, path, example)
+        except Refused as refusal:
+            self.left[path] = str(refusal)
+            if example is not None:
+                self._record_calls(path, example)
+            self._children(module, path)
+            return
+        self.result.forwards[path] = GraphForward(module, path, variants)
+        if is_composite(module):
+            self.result.composites.add(path)
+        for variant in variants:
+            for node in list(variant.graph_module.graph.nodes):
+                if node.op == "call_module":
+                    self._called(_join(path, str(node.target)))
+
+    def _called(self, path: str) -> None:
+        """Captures what a call_module node hides: a composite's inside, the children of a module that keeps its Python."""
+        module = self.root.get_submodule(path)
+        if path in self.result.forwards:
+            return
+        if is_composite(module):
+            self._whole(module, path, self.calls.get(path))
+        elif path in self.left:
+            self._children(module, path)
+        elif not isinstance(module, CONTRACTION_MODULES):
+            self._children(module, path, below_leaf=True)
+
+    def _children(self, module: nn.Module, path: str, below_leaf: bool = False) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        for name, child in module.named_children():
+            below = _join(path, name)
+            if below in self.result.forwards or below in self.left or self.root.get_submodule(below) is not child:
+                continue
+            if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                self._children(child, below)
+            elif isinstance(child, CONTRACTION_MODULES) or is_composite(child):
+                self._whole(child, below, self.calls.get(below))
+            elif child.__module__.startswith("torch.nn") and not isinstance(child, nn.Sequential):
+                self._children(child, below, below_leaf=True)
+            elif any(True for _ in child.parameters()) and not below_leaf:
+                self._whole(child, below, self.calls.get(below))
+
+    def _variants(self, module: nn.Module, path: str, example: Arguments | None) -> list[Variant]:
+        graph, signature, facts = self.trace(module, path, example)
+        variants = [Variant(module, graph, signature, facts)]
+        if facts.training:
+            parts = [module.get_submodule(name) for name, _ in facts.training]
+            flags = [part.training for part in parts]
+            twins = [self.twin.root.get_submodule(_join(path, name)) for name, _ in facts.training]
+            try:
+                for part in (*parts, *twins):
+                    part.training = not part.training
+                graph, signature, facts = self.trace(module, path, example)
+                variants.append(Variant(module, graph, signature, facts))
+            finally:
+                for part, twin, flag in zip(parts, twins, flags, strict=True):
+                    part.training = twin.training = flag
+        for variant in variants:
+            variant.signature.forget_example()
+        return variants
+
+    def trace(self, module: nn.Module, path: str, example: Arguments | None) -> tuple[fx.Graph, CallSignature, Facts]:
+        forward = RECIPES.get(type(module), type(module).forward)
+        if example is not None:
+            example = pytree.tree_map_only(torch.Tensor, lambda t: t, example)
+        try:
+            signature = CallSignature(forward, example)
+        except Mismatch as mismatch:
+            raise TraceError(f"the example inputs do not fit {_described(module, path)}: {mismatch}") from None
+        tracer = CaptureTracer(path, self.twin, self.probe_twin, signature)
+        if inspect.isfunction(forward) and has_no_python(module):
+            raise Refused("it is a TorchScript module")
+        graph = tracer.trace(module)
+        if tracer.misfit is not None:
+            self._explain(tracer.misfit, module, path, example)
+        for name, reason in tracer.left.items():
+            self.left.setdefault(_join(path, name), reason)
+        for name, call in tracer.calls.items():
+            self.calls.setdefault(name, call)
+        examples = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+        known = all(isinstance(value, torch.Tensor) for value in examples)
+        return (
+            graph,
+            signature,
+            Facts(
+                ranks=tuple(value.dim() for value in examples) if known and tracer.rank_was_read else None,
+                shapes=tuple(tuple(value.shape[1:]) for value in examples) if known and tracer.shapes_were_read else None,
+                dtypes=tuple(value.dtype for value in examples) if known and tracer.dtypes_were_read else None,
+                training=tuple(tracer.training_branches.items()),
+            ),
+        )
+
+    def _explain(self, misfit: tuple[fx.Node, Exception], module: nn.Module, path: str, example: Arguments | None) -> None:
+        """Raises TraceError if the module's own Python fails on the example's shapes too, as the graph did."""
+        node, error = misfit
+        if example is None:
+            return
+        try:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, example)
+            with self.twin.mode:
+                (self.twin.modules[path] if path else self.twin.root)(*args, **kwargs)
+        except Exception:
+            where = f"{node.target!r}" if node.op == "call_module" else f"{node.name!r}"
+            shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+            message = (str(error).strip().splitlines() or ["no message"])[0]
+            raise TraceError(
+                f"the example inputs {shapes} do not fit {_described(module, path)}: at {where}: {message}; "
+                "pass inputs of the shapes and dtypes that the model is trained with"
+            ) from None
+
+    def _record_calls(self, path: str, example: Arguments) -> None:
+        """Runs a module's own Python on fake tensors, to learn how it calls its children."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, example)
+        with self.twin.recording(path) as calls, self.twin.mode:
+            try:
+                self.twin.modules[path](*args, **kwargs)
+            except Exception:  # what was recorded until then is what can be known; the real run will say the rest
+                pass
+        for name, call in calls.items():
+            self.calls.setdefault(name, call)
+
+
+def has_no_python(module: nn.Module) -> bool:
+    """Whether a module is compiled TorchScript."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _refuse_strange_states(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a torch.nn.Module is compiled, got {type(model).__name__}; wrap a function into a Module's forward")
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise TraceError(f"{name!r} is not initialised (a lazy module): run the model once on real inputs, then compile it")
+        if tensor.is_meta:
+            raise TraceError(f"{name!r} is on the meta device and has no values: model.to_empty(device=...) and load its weights first")
+
+
+def _described(module: nn.Module, path: str) -> str:
+    return f"module {path!r} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name

@@ -1,0 +1,128 @@
+"""The forward of a captured module: picks the graph that fits the call, and runs it on the live module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxsparse.errors import TraceError
+
+from ..graph_state import freeze, thaw
+from .signature import Arguments, CallSignature, Mismatch
+
+MAX_VARIANTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What tracing relied on beside the form of the call. None or empty: it relied on nothing of the kind.
+
+    Attributes:
+        ranks: number of dimensions of each input.
+        shapes: each input's sizes after the first. dtypes: each input's dtype.
+        training: ``training`` flags, by path from the module, on which Python branched.
+    """
+
+    ranks: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    training: tuple[tuple[str, bool], ...] = ()
+
+    def hold(self, owner: nn.Module, tensors: tuple[torch.Tensor, ...]) -> bool:
+        """Whether they are true of this call."""
+        if self.training and any(owner.get_submodule(path).training != flag for path, flag in self.training):
+            return False
+        if self.ranks is not None and self.ranks != tuple([tensor.dim() for tensor in tensors]):
+            return False
+        if self.dtypes is not None and self.dtypes != tuple([tensor.dtype for tensor in tensors]):
+            return False
+        return self.shapes is None or self.shapes == tuple([tuple(tensor.shape[1:]) for tensor in tensors])
+
+
+class Variant:
+    """One graph of a module, and the calls that it is right for."""
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph, signature: CallSignature, facts: Facts) -> None:
+        self.signature = signature
+        self.facts = facts
+        self._graph: Any = graph
+        self.graph_module: fx.GraphModule = fx.GraphModule(owner, graph, class_name=f"{type(owner).__name__}Graph")
+
+    def tensors(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
+        """The graph's inputs for a call; None if the graph is not right for it."""
+        try:
+            tensors = self.signature.tensors(args, kwargs)
+        except Mismatch:
+            return None
+        return tensors if self.facts.hold(owner, tensors) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"signature": self.signature, "facts": self.facts, "graph": freeze(self.graph_module.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.signature, self.facts, self._graph = state["signature"], state["facts"], state["graph"]
+
+    def rebuild(self, owner: nn.Module) -> None:
+        """Makes the graph module anew after copying or unpickling, when ``owner`` is whole again."""
+        self.graph_module = fx.GraphModule(owner, thaw(self._graph), class_name=f"{type(owner).__name__}Graph")
+
+
+Recapture = Callable[[nn.Module, str, Arguments], Variant]
+
+
+class GraphForward:
+    """Callable in place of a module's ``forward``.
+
+    Args:
+        recapture: makes a variant for a call that none fits; None refuses such calls.
+    """
+
+    def __init__(self, owner: nn.Module, path: str, variants: list[Variant], recapture: Recapture | None = None) -> None:
+        self.owner = owner
+        self.path = path
+        self.variants = variants
+        self.recapture = recapture
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        owner = self.owner
+        for variant in self.variants:
+            tensors = variant.tensors(owner, args, kwargs)
+            if tensors is not None:
+                return type(variant.graph_module).forward(owner, *tensors)
+        variant = self._another(args, kwargs)
+        tensors = variant.tensors(owner, args, kwargs)
+        if tensors is None:
+            raise TraceError(f"the graph captured for this call of {self._name()} does not accept the call itself")
+        return type(variant.graph_module).forward(owner, *tensors)
+
+    def current(self) -> fx.GraphModule:
+        """The graph for the module's present mode; the first captured one if the mode decides nothing."""
+        fitting = [v for v in self.variants if all(self.owner.get_submodule(p).training == flag for p, flag in v.facts.training)]
+        return (fitting or self.variants)[0].graph_module
+
+    def rebuild(self) -> None:
+        """Makes every graph module anew after copying or unpickling."""
+        for variant in self.variants:
+            variant.rebuild(self.owner)
+
+    def _another(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
+        try:
+            self.variants[0].signature.tensors(args, kwargs)
+            difference = "other shapes, dtypes or modes than captured"
+        except Mismatch as mismatch:
+            difference = str(mismatch)
+        if self.recapture is None or len(self.variants) >= MAX_VARIANTS:
+            raise TraceError(
+                f"{self._name()} was called in a form that was not captured: {difference}. "
+                f"{len(self.variants)} forms are captured, and at most {MAX_VARIANTS} are kept; compile it with example inputs of this form"
+            )
+        variant = self.recapture(self.owner, self.path, (args, kwargs))
+        self.variants.append(variant)
+        return variant
+
+    def _name(self) -> str:
+        return f"module {self.path!r} ({type(self.owner).__name__})" if self.path else f"the model ({type(self.owner).__name__})"

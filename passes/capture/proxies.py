@@ -1,0 +1,144 @@
+"""What flows through a model while it is traced: proxies that know the value that they stand for."""
+
+from __future__ import annotations
+
+import dis
+import operator
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from .fake_twin import UNKNOWN
+
+if TYPE_CHECKING:
+    from .tracer import CaptureTracer
+
+_TORCH_ROOT = torch.__path__[0]
+
+
+class Refused(Exception):
+    """Tracing would lose or freeze something that the model's Python does; the message is the reason reported."""
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that answers ``isinstance``, ``dim()`` and, where no batch size is baked in, ``bool``, ``int`` and ``len``."""
+
+    tracer: CaptureTracer
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta.get("val", UNKNOWN)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """The class of the value, so that ``isinstance(x, Tensor)`` decides as it would in the model's own run."""
+        value = self.value
+        if value is UNKNOWN:
+            if not sys._getframe(1).f_code.co_filename.startswith(_TORCH_ROOT):
+                self.tracer.refuse("it asks for the type of a value that is not known before it runs")
+            return torch.Tensor
+        return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_is_param":
+            return isinstance(self.value, torch.nn.Parameter)
+        if name == "ndim" and isinstance(self.value, torch.Tensor):
+            return self.dim()
+        return ValueAttribute(self, name)
+
+    def dim(self) -> Any:
+        if isinstance(self.value, torch.Tensor):
+            self.tracer.rank_was_read = True
+            return self.value.dim()
+        return self.tracer.create_proxy("call_method", "dim", (self,), {})
+
+    def __len__(self) -> int:
+        if isinstance(self.value, torch.Size):
+            self.tracer.rank_was_read = True
+            return len(self.value)
+        return len(self.tracer.concrete(self, "len()"))
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.value, torch.Size):
+            self.tracer.rank_was_read = True
+            return (self[index] for index in range(len(self.value)))
+        unpacked = _unpacked_into(sys._getframe(1))
+        if unpacked is not None:
+            return (self[index] for index in range(unpacked))
+        if isinstance(self.value, (tuple, list)):
+            return (self[index] for index in range(len(self.tracer.concrete(self, "iteration"))))
+        self.tracer.refuse("it iterates over a tensor, or over something whose length is not known before it runs")
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.concrete(self, "a branch"))
+
+    def __int__(self) -> int:
+        return int(self.tracer.concrete(self, "int()"))
+
+    def __float__(self) -> float:
+        return float(self.tracer.concrete(self, "float()"))
+
+    def __index__(self) -> int:
+        value = self.tracer.concrete(self, "an index")
+        return value.__index__()  # type: ignore[no-any-return]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __contains__(self, _item: Any) -> bool:
+        self.tracer.refuse("it asks whether a value is contained in a tensor")
+
+
+class ValueAttribute(ValueProxy):
+    """``x.attr``, turned into a node only when it is used as a value; a method call becomes one node."""
+
+    def __init__(self, root: ValueProxy, attribute: str) -> None:
+        self.root = root
+        self.attribute = attribute
+        self.tracer = root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None or self._node._erased:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attribute), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attribute, (self.root, *args), kwargs)
+
+
+class TrainingProxy(ValueProxy):
+    """A module's ``training`` flag: live where it is passed on, and a specialisation where Python branches on it."""
+
+    def __init__(self, tracer: CaptureTracer, path: str, flag: bool) -> None:
+        self.tracer = tracer
+        self.path = path
+        self.flag = flag
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None or self._node._erased:
+            target = f"{self.path}.training" if self.path else "training"
+            self._node = self.tracer.create_proxy("get_attr", target, (), {}).node
+        return self._node
+
+    @property
+    def value(self) -> Any:
+        return self.flag
+
+    def __bool__(self) -> bool:
+        self.tracer.training_branches[self.path] = self.flag
+        return self.flag
+
+
+def _unpacked_into(frame: Any) -> int | None:
+    """How many names the sequence is being unpacked into, if ``a, b = x`` is what the frame is doing."""
+    for instruction in dis.get_instructions(frame.f_code):
+        if instruction.offset == frame.f_lasti:
+            return instruction.argval if instruction.opname == "UNPACK_SEQUENCE" else None
+    return None

@@ -1,0 +1,84 @@
+"""fxsparse::swat_convolution, a convolution that keeps only sparse operands for its backward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autocast import cast_to_active_dtype
+from .sparse_operands import W_HAT, X, save_sparse_operands
+
+BIAS = 3
+
+
+@torch.library.custom_op("fxsparse::swat_convolution", mutates_args=())
+def swat_convolution(
+    x: Tensor,
+    a_hat: Tensor,
+    w_hat: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Return aten.convolution of x and w_hat, for x and a_hat (N, C_in, *space) with one to three space dimensions.
+
+    The gradient of w_hat is computed from `a_hat` and that of x from `w_hat`, which alone are saved; a_hat gets none, since x's
+    gradient is straight-through. Under autocast the operands are cast to the active dtype.
+
+    Raises: ValueError when w_hat needs a gradient and a_hat is not of x's shape.
+    Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1.
+    """
+    return _convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
+@swat_convolution.register_fake
+def _(
+    x: Tensor,
+    a_hat: Tensor,
+    w_hat: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
+def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    out: Tensor = torch.ops.aten.convolution.default(x, w, bias, *geometry)
+    return out
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, a_hat, w_hat, _, *geometry = inputs
+    save_sparse_operands(ctx, x, a_hat, w_hat, "swat_convolution")
+    ctx.geometry = geometry
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    unchanged = (None,) * len(ctx.geometry)
+    if grad is None:
+        return (None, None, None, None, *unchanged)
+    a_hat, w_hat = ctx.saved_tensors
+    mask = [ctx.needs_input_grad[X], ctx.needs_input_grad[W_HAT], ctx.needs_input_grad[BIAS]]
+    grad_x, grad_w, grad_bias = torch.ops.aten.convolution_backward.default(
+        grad,
+        grad.new_empty(1).expand(ctx.x_shape) if a_hat is None else a_hat,
+        grad.new_empty(1).expand(ctx.w_shape) if w_hat is None else w_hat,
+        [grad.shape[1]] if mask[2] else None,
+        *ctx.geometry,
+        mask,
+    )
+    return (grad_x, None, grad_w, grad_bias, *unchanged)
+
+
+swat_convolution.register_autograd(_backward, setup_context=_setup)
+cast_to_active_dtype("swat_convolution")
