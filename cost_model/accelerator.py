@@ -60,11 +60,7 @@ def _operands(**more: Any) -> Any:
 def _rates(most: float | None = None, names: tuple[str, ...] | None = None, **more: Any) -> Any:
     def check(value: Any) -> bool:
         return isinstance(value, Mapping) and all(
-            isinstance(name, str)
-            and (names is None or name in names)
-            and _is_number(rate)
-            and rate > 0
-            and (most is None or rate <= most)
+            isinstance(name, str) and (names is None or name in names) and _is_number(rate) and rate > 0 and (most is None or rate <= most)
             for name, rate in value.items()
         )
 
@@ -168,7 +164,9 @@ class Accelerator:
         where = f"accelerator {self.name!r}"
         if (self.array is None) == (self.roofline is None):
             got = "neither" if self.array is None else "both"
-            raise CostError(f"{where} has {got} of 'array' and 'roofline'; expected exactly one: describe it by its multipliers or its rates")
+            raise CostError(
+                f"{where} has {got} of 'array' and 'roofline'; expected exactly one: describe it by its multipliers or its rates"
+            )
         for name in _SECTIONS:
             section = getattr(self, name)
             if section is not None and not isinstance(section, EnergyTable):
@@ -200,7 +198,9 @@ class Accelerator:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise CostError(f"accelerator file {path} cannot be read: {error.strerror}; give the path of a YAML file or a shipped name") from None
+            raise CostError(
+                f"accelerator file {path} cannot be read: {error.strerror}; give the path of a YAML file or a shipped name"
+            ) from None
         return _parsed(text, str(path))
 
     @classmethod
@@ -229,7 +229,8 @@ class Accelerator:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries that `from_dict` turns back; sections that are absent are left out."""
-        return _plain({key: value for key, value in asdict(self).items() if value is not None})
+        plain: dict[str, Any] = _plain({key: value for key, value in asdict(self).items() if value is not None})
+        return plain
 
     def save(self, path: str | Path) -> None:
         """Writes the accelerator as a YAML file that `load` reads."""

@@ -25,7 +25,7 @@ from .gemm import PASSES
 from .recurrent import Recurrent
 from .validate import require_count, require_density, require_member
 from .workload import Contraction
-from .workloads import Workload
+from .workloads import Workload, without_input_gradient
 
 CONVENTIONS = ("exact", "torch", "swat", "rigl")
 RULES = ("swat", "masked", "growing")
@@ -64,14 +64,14 @@ def pass_macs(
         return _swat(workload)
     if convention == "rigl":
         return PassMacs(workload.macs("forward"), workload.macs("forward"), workload.macs("forward"))
+    if is_first:
+        workload = without_input_gradient(workload)
     if convention == "torch":
-        found = _torch(workload, device)
-    elif isinstance(workload, Contraction) and not padding_zeros:
+        return _torch(workload, device)
+    if isinstance(workload, Contraction) and not padding_zeros:
         unpadded = workload.unpadded_forward_macs
-        found = PassMacs(*(unpadded if workload.macs(which) else 0 for which in PASSES))
-    else:
-        found = PassMacs(*(workload.macs(which) for which in PASSES))
-    return found._replace(grad_input=0) if is_first else found
+        return PassMacs(*(unpadded if workload.macs(which) else 0 for which in PASSES))
+    return PassMacs(*(workload.macs(which) for which in PASSES))
 
 
 def _torch(workload: Workload, device: str) -> PassMacs:

@@ -67,7 +67,10 @@ class EnergyTable:
         for level in components:
             if level not in ("mac", "register", "array", "buffer", "dram"):
                 raise CostError(f"{path}: level {level!r} is unknown; expected mac, register, array, buffer or dram")
-        for level, field_names in (("mac", ("mac_pj", "gated_mac_pj")), *((x, (f"{x}_pj",)) for x in ("register", "array", "buffer", "dram"))):
+        for level, field_names in (
+            ("mac", ("mac_pj", "gated_mac_pj")),
+            *((x, (f"{x}_pj",)) for x in ("register", "array", "buffer", "dram")),
+        ):
             if level not in components:
                 if level in ("mac", "buffer", "dram"):
                     raise CostError(f"{path}: no component was named for {level!r}; the file has {', '.join(tables)}")

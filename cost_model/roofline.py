@@ -28,8 +28,5 @@ def roofline_time(
     compute = flops / require_positive("peak_flops", peak_flops) / efficiency
     memory = dram_bytes / require_positive("dram_bytes_per_s", dram_bytes_per_s) / efficiency
     busy = max(compute, memory)
-    if overhead_s > busy:
-        bound = "overhead"
-    else:
-        bound = "compute" if compute >= memory else "dram"
+    bound = "overhead" if overhead_s > busy else "compute" if compute >= memory else "dram"
     return RooflineTime(time_s=busy + overhead_s, bound=bound)

@@ -59,7 +59,8 @@ def _steps_pmf(values: int, density: float, lanes: int) -> Floats:
     """Distribution of ceil(non-zeros / lanes)."""
     pmf = binomial_pmf(trials=values, density=require_density("density", density))
     steps = -(-np.arange(values + 1) // lanes)
-    return np.bincount(steps, weights=pmf)
+    found: Floats = np.bincount(steps, weights=pmf).astype(np.float64)
+    return found
 
 
 def _sum_pmf(pmf: Floats, terms: int) -> Floats:
@@ -67,4 +68,5 @@ def _sum_pmf(pmf: Floats, terms: int) -> Floats:
     length = (pmf.size - 1) * terms + 1
     summed = np.fft.irfft(np.fft.rfft(pmf, length) ** terms, length) if length > 1 else np.ones(1)
     clean: Floats = np.clip(summed, 0.0, None)
-    return clean / clean.sum()
+    clean /= clean.sum()
+    return clean

@@ -26,7 +26,7 @@ from .validate import require_positive
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 ORDERS = ("mnk", "nmk", "mkn", "kmn", "nkm", "knm")
-_LEVELS = 24
+_LEVELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,16 @@ class Traffic:
         return self.left_bytes + self.right_bytes + self.result_bytes
 
 
+NOTHING = Traffic(left_bytes=0.0, right_bytes=0.0, result_bytes=0.0, tile=(0, 0, 0), order="mnk")
+
+
 def best_traffic(products: Sequence[TiledProduct], *, buffer_bits: float) -> list[Traffic]:
     """The least-traffic tiling of every product, in the order given; an empty product moves nothing.
 
     Raises: CostError when not even a tile of one element of each operand fits the buffer.
     """
     require_positive("buffer_bits", buffer_bits)
-    found: list[Traffic] = [Traffic(left_bytes=0.0, right_bytes=0.0, result_bytes=0.0, tile=(0, 0, 0), order="mnk")] * len(products)
+    found = [NOTHING] * len(products)
     places = [index for index, product in enumerate(products) if product.gemm.macs]
     if not places:
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from fxsparse.errors import CostError
@@ -40,3 +41,10 @@ def contractions_of(workload: Workload) -> tuple[Contraction, ...]:
     if isinstance(workload, (Attention, Recurrent)):
         return workload.contractions()
     return ()
+
+
+def without_input_gradient(workload: Workload) -> Workload:
+    """The same workload when its input is the network's own, for which no gradient is taken."""
+    if isinstance(workload, Pointwise):
+        return replace(workload, backward_read_bytes=0, backward_write_bytes=0, backward_flops=0)
+    return replace(workload, input_needs_grad=False)

@@ -1,1 +1,71 @@
-"""fxsparse: a graph compiler on torch.fx that makes training sparse and small."""
+"""fxsparse: a graph compiler on torch.fx that makes neural-network training sparse and small, for real.
+
+>>> import fxsparse as fxs
+>>> compiled = fxs.compile(model, fxs.Policy(fxs.SWAT(weight_sparsity=0.9)), example_inputs=(x,))
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import CostError, ExportError, FxSparseError, NumericalError, PassError, PolicyError, TraceError, VerificationError
+
+if TYPE_CHECKING:
+    from .checker import CheckReport, check
+    from .compiler import compile
+    from .compiled_model import CompiledModel
+    from .policy import Policy
+    from .preset_policies import presets
+    from .report import Report
+    from .techniques import SWAT
+
+try:
+    __version__ = version("fxsparse")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "CheckReport": "checker",
+    "check": "checker",
+    "compile": "compiler",
+    "CompiledModel": "compiled_model",
+    "Policy": "policy",
+    "presets": "preset_policies",
+    "Report": "report",
+    "SWAT": "techniques",
+}
+
+__all__ = [
+    "SWAT",
+    "CheckReport",
+    "CompiledModel",
+    "CostError",
+    "ExportError",
+    "FxSparseError",
+    "NumericalError",
+    "PassError",
+    "Policy",
+    "PolicyError",
+    "Report",
+    "TraceError",
+    "VerificationError",
+    "__version__",
+    "check",
+    "compile",
+    "presets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded on first use, so that the cost model works where torch is not installed."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxsparse' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -48,3 +48,105 @@ def _zero_state(input: Tensor, weights: list[Tensor], mode: str, num_layers: int
     if mode == "GRU":
         return state
     return state, torch.zeros(num_layers * directions, batch, cell, dtype=input.dtype, device=input.device)
+
+
+Activation = tuple[Tensor, Tensor, Tensor, int, str]
+
+
+def swat_recurrent(
+    input: Tensor,
+    hx: Any,
+    weights: list[Tensor],
+    mode: str,
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    activations: list[Activation | None],
+    now: Tensor,
+    wanted: bool,
+) -> Any:
+    """As ``recurrent``, unrolled over time, so that each product keeps only its sparse operands.
+
+    Args:
+        weights: the sparse matrices in place of the dense ones.
+        activations: for each weight whose activation is sparsified (threshold, density, counts, period, site), else None.
+        now: the clock. wanted: whether a gradient is.
+    """
+    if hx is None:
+        hx = _zero_state(input, weights, mode, num_layers, bidirectional, batch_first)
+    directions = 2 if bidirectional else 1
+    size = len(weights) // (num_layers * directions)
+    x = input.transpose(0, 1) if batch_first else input
+    hidden, cells = [], []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            slot = layer * directions + direction
+            cell = _Cell(weights[slot * size : (slot + 1) * size], activations[slot * size : (slot + 1) * size], mode, bias, now, wanted)
+            state = (hx[0][slot], hx[1][slot]) if mode == "LSTM" else (hx[slot],)
+            steps, state = cell.run(x, state, backwards=direction == 1)
+            outputs.append(steps)
+            hidden.append(state[0])
+            cells += state[1:]
+        x = torch.cat(outputs, dim=-1) if directions == 2 else outputs[0]
+        if dropout and training and layer + 1 < num_layers:
+            x = torch.nn.functional.dropout(x, dropout)
+    output = x.transpose(0, 1) if batch_first else x
+    if mode == "LSTM":
+        return output, (torch.stack(hidden), torch.stack(cells))
+    return output, torch.stack(hidden)
+
+
+class _Cell:
+    """One layer and direction of an LSTM or GRU."""
+
+    def __init__(
+        self, weights: list[Tensor], activations: list[Activation | None], mode: str, bias: bool, now: Tensor, wanted: bool
+    ) -> None:
+        self.mode = mode
+        self.w_ih, self.w_hh = weights[:2]
+        self.b_ih, self.b_hh = weights[2:4] if bias else (None, None)
+        projected = len(weights) > (4 if bias else 2)
+        self.w_hr = weights[-1] if projected else None
+        self.a_ih, self.a_hh = activations[:2]
+        self.a_hr = activations[-1] if projected else None
+        self.now = now
+        self.wanted = wanted
+
+    def run(self, x: Tensor, state: tuple[Tensor, ...], backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        gates = self._linear(x, self.w_ih, self.b_ih, self.a_ih)
+        steps = list(gates.unbind(0))
+        outputs = []
+        for step in reversed(steps) if backwards else steps:
+            state = self._lstm(step, *state) if self.mode == "LSTM" else self._gru(step, *state)
+            outputs.append(state[0])
+        return torch.stack(outputs[::-1] if backwards else outputs), state
+
+    def _lstm(self, from_input: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+        gates = from_input + self._linear(hidden, self.w_hh, self.b_hh, self.a_hh)
+        enter, forget, candidate, leave = gates.chunk(4, dim=-1)
+        cell = forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+        hidden = leave.sigmoid() * cell.tanh()
+        if self.w_hr is not None:
+            hidden = self._linear(hidden, self.w_hr, None, self.a_hr)
+        return hidden, cell
+
+    def _gru(self, from_input: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+        reset_x, update_x, new_x = from_input.chunk(3, dim=-1)
+        reset_h, update_h, new_h = self._linear(hidden, self.w_hh, self.b_hh, self.a_hh).chunk(3, dim=-1)
+        update = (update_x + update_h).sigmoid()
+        candidate = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+        return (candidate + update * (hidden - candidate),)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+        a_hat = x
+        if activation is not None:
+            stored, density, counts, period, site = activation
+            threshold = torch.ops.fxsparse.refresh_threshold(x.detach(), stored, self.now, density, period, [], 1, [], self.wanted, site)
+            a_hat = torch.ops.fxsparse.sparsify(x.detach(), threshold, [], 1, self.wanted)
+            torch.ops.fxsparse.count_kept(a_hat, counts, self.now, period)
+        out: Tensor = torch.ops.fxsparse.swat_linear(x, a_hat, weight, bias)
+        return out

@@ -27,7 +27,7 @@ class Call:
         activation_shape: shape of the activation, None if it is not known.
         workload: its loop bounds, None if the shapes are not known.
         problem: why it cannot be rewritten.
-        chained: whether the weight reaches it through views.
+        chained: whether the weight reaches it through views. equation: of an einsum.
     """
 
     graph: str
@@ -39,6 +39,7 @@ class Call:
     workload: Contraction | None
     problem: str | None
     chained: bool
+    equation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def describe(capture: Capture) -> dict[str, Site]:
             if name is None:
                 name = _join(path, f"{operands.node.name}(computed weight)")
             needs_grad = learning.get(operands.activation, True)
-            shape = _shape(operands.activation)
+            shape = _batched(operands, _shape(operands.activation), parameters.get(name))
             call = Call(
                 graph=path,
                 variant=variant,
@@ -105,6 +106,7 @@ def describe(capture: Capture) -> dict[str, Site]:
                 workload=_workload(operands, parameters.get(name), batch, needs_grad),
                 problem=operands.problem,
                 chained=bool(operands.chain),
+                equation=operands.arguments.get("equation", ""),
             )
             counts[name] = counts.get(name, 0) + 1
             found.setdefault(name, []).append((operands, call))
@@ -220,6 +222,12 @@ def _terms(equation: str) -> tuple[str, str, str]:
 def _shape(node: Any) -> tuple[int, ...] | None:
     found = value(node)
     return tuple(int(size) for size in found.shape) if isinstance(found, torch.Tensor) else None
+
+
+def _batched(operands: Operands, shape: tuple[int, ...] | None, weight: torch.Tensor | None) -> tuple[int, ...] | None:
+    """The shape of a convolution's input with the batch dimension that an unbatched one lacks."""
+    is_conv = operands.operator in ("conv", "conv_transpose")
+    return (1, *shape) if shape is not None and is_conv and weight is not None and len(shape) == weight.dim() - 1 else shape
 
 
 def _batch_size(capture: Capture) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +86,7 @@ class _Capturer:
         self._probe: FakeTwin | None = None
         self.calls: dict[str, Arguments] = {}
         self.left: dict[str, str] = {}
+        self.apart: set[str] = set()
         self.result = Capture(root=root, has_example=example is not None)
 
     def probe_twin(self) -> FakeTwin:
@@ -122,7 +122,7 @@ class _Capturer:
         module = self.root.get_submodule(path)
         if path in self.result.forwards:
             return
-        if is_composite(module):
+        if is_composite(module) or path in self.apart:
             self._whole(module, path, self.calls.get(path))
         elif path in self.left:
             self._children(module, path)
@@ -166,20 +166,21 @@ class _Capturer:
 
     def trace(self, module: nn.Module, path: str, example: Arguments | None) -> tuple[fx.Graph, CallSignature, Facts]:
         forward = RECIPES.get(type(module), type(module).forward)
-        if example is not None:
-            example = pytree.tree_map_only(torch.Tensor, lambda t: t, example)
+        if "forward" in module.__dict__:
+            raise Refused("its forward was replaced on the instance")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Refused("it is a TorchScript module")
         try:
             signature = CallSignature(forward, example)
         except Mismatch as mismatch:
             raise TraceError(f"the example inputs do not fit {_described(module, path)}: {mismatch}") from None
         tracer = CaptureTracer(path, self.twin, self.probe_twin, signature)
-        if inspect.isfunction(forward) and has_no_python(module):
-            raise Refused("it is a TorchScript module")
         graph = tracer.trace(module)
         if tracer.misfit is not None:
             self._explain(tracer.misfit, module, path, example)
         for name, reason in tracer.left.items():
             self.left.setdefault(_join(path, name), reason)
+        self.apart |= {_join(path, name) for name in tracer.apart}
         for name, call in tracer.calls.items():
             self.calls.setdefault(name, call)
         examples = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
@@ -223,11 +224,6 @@ class _Capturer:
                 pass
         for name, call in calls.items():
             self.calls.setdefault(name, call)
-
-
-def has_no_python(module: nn.Module) -> bool:
-    """Whether a module is compiled TorchScript."""
-    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _refuse_strange_states(model: nn.Module) -> None:

@@ -45,7 +45,12 @@ _UNKNOWABLE = (
 
 
 class CaptureTracer(fx.Tracer):
-    """Traces the module at ``path`` of a model; after ``trace`` the facts it relied on stand in its attributes."""
+    """Traces the module at ``path`` of a model; after ``trace`` the facts it relied on stand in its attributes.
+
+    Attributes:
+        left: why a module keeps its Python. apart: modules with hooks, which get graphs of their own so that hooks are called.
+        calls: the arguments of modules that are not part of the graph. misfit: the first node that failed on the example.
+    """
 
     proxy_buffer_attributes = True
 
@@ -55,6 +60,7 @@ class CaptureTracer(fx.Tracer):
         self.twin = twin
         self.signature = signature
         self.left: dict[str, str] = {}
+        self.apart: set[str] = set()
         self.calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.misfit: tuple[fx.Node, Exception] | None = None
         self.rank_was_read = False
@@ -153,7 +159,7 @@ class CaptureTracer(fx.Tracer):
         target = self._absolute(node.op, node.target)
         args, kwargs = values_of(node.args), values_of(node.kwargs)
         try:
-            if node.op == "call_module" and (str(node.target) in self.left or is_composite(self._module(str(node.target)))):
+            if node.op == "call_module" and (str(node.target) in self.left or str(node.target) in self.apart or is_composite(self._module(str(node.target)))):
                 self.calls.setdefault(target, (args, kwargs))
                 with self.twin.recording(target) as calls:
                     try:
@@ -231,9 +237,10 @@ class CaptureTracer(fx.Tracer):
             self.refuse(f"it calls a {type(m).__name__} that is not registered as one of its sub-modules")
         if self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
-        if path not in self.left:
-            hooked = has_hooks(m)
-            result = _Failure("it has forward or backward hooks") if hooked else self._attempt(lambda: forward(*args, **kwargs), m, path)
+        if has_hooks(m):
+            self.apart.add(path)
+        elif path not in self.left:
+            result = self._attempt(lambda: forward(*args, **kwargs), m, path)
             if not isinstance(result, _Failure):
                 return result
             self.left[path] = result.reason

@@ -57,9 +57,26 @@ UseRamulatorTrace = False
 ALEXNET = [(3025, 363, 96), (529, 2400, 256), (121, 2304, 384), (121, 3456, 384), (121, 3456, 256)]
 
 
-def simulate(dataflow, rows, columns, products, pattern=(1, 1)):
+def resnet50() -> list[tuple[int, int, int]]:
+    """The 54 products of SCALE-Sim's own ResNet-50 topology: stride in the 1x1, no padding."""
+    products = [(110 * 110, 147, 64)]
+    channels, size = 64, 56
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner, outer = 64 << stage, 256 << stage
+        for block in range(blocks):
+            made = size // 2 if stage and not block else size
+            products += [(made**2, channels, inner), ((made - 2) ** 2, 9 * inner, inner), (made**2, inner, outer)]
+            if not block:
+                products.append((made**2, channels, outer))
+            channels, size = outer, made
+    return [*products, (1, 2048, 1000)]
+
+
+def simulate(
+    dataflow: str, rows: int, columns: int, products: list[tuple[int, int, int]], pattern: tuple[int, int] = (1, 1)
+) -> list[list[int | str]]:
     """One run of the simulator over products (M, K, N) on one array; the records of this file's head."""
-    from scalesim.scale_sim import scalesim
+    from scalesim.scale_sim import scalesim  # type: ignore[import-not-found]
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -79,17 +96,17 @@ def simulate(dataflow, rows, columns, products, pattern=(1, 1)):
                 layout=str(home / "layout.csv"),
             )
             run.run_scale(top_path=str(home))
-        records = []
+        records: list[list[int | str]] = []
         jobs = run.runner.single_layer_sim_object_list
-        for job, (m, k, n) in zip(jobs, products):
+        for job, (m, k, n) in zip(jobs, products, strict=True):
             accesses = [int(x) for x in (job.ifmap_sram_reads, job.filter_sram_reads, job.ofmap_sram_writes)]
             records.append([dataflow, rows, columns, m, k, n, *pattern, int(job.total_cycles), *accesses])
         return records
 
 
-def main(path):
+def main(path: str) -> None:
     draw = random.Random(20)
-    records = []
+    records: list[list[int | str]] = []
     for dataflow in ("os", "ws", "is"):
         for _ in range(12):
             rows, columns = draw.randint(1, 24), draw.randint(1, 24)
@@ -102,6 +119,8 @@ def main(path):
         records += simulate("ws", rows, columns, products, (draw.randint(1, group // 2), group))
     for dataflow, rows, columns in (("ws", 128, 128), ("os", 256, 256), ("is", 12, 14)):
         records += simulate(dataflow, rows, columns, ALEXNET[1:] if dataflow == "is" else ALEXNET)
+    for dataflow in ("os", "ws", "is"):
+        records += simulate(dataflow, 128, 128, list(dict.fromkeys(resnet50())))
     text = ",\n".join(json.dumps(record) for record in records)
     Path(path).write_text(f"[\n{text}\n]\n")
 

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,15 +31,16 @@ class SparseLinear(nn.Module):
         self.register_buffer("tau_a", torch.tensor(math.nan))
 
     def forward(self, x: Tensor) -> Tensor:
-        shared = (self.clock, self.density, PERIOD, [], 1, [])
+        shared: tuple[Any, ...] = (self.clock, self.density, PERIOD, [], 1, [])
         tau_w = ops.refresh_threshold.default(self.weight.detach(), self.tau_w, *shared, True, "weight:fc")
         w_hat = ops.sparsify.default(self.weight, tau_w, [], 1, True)
         tau_a = ops.refresh_threshold.default(x.detach(), self.tau_a, *shared, True, "input:fc")
         a_hat = ops.sparsify.default(x.detach(), tau_a, [], 1, True)
-        return ops.swat_linear.default(x, a_hat, w_hat, self.bias).relu()
+        out: Tensor = ops.swat_linear.default(x, a_hat, w_hat, self.bias)
+        return out.relu()
 
 
-def train(model: nn.Module, run: nn.Module, autocast: bool) -> list[Tensor]:
+def train(model: SparseLinear, run: Callable[[Tensor], Tensor], autocast: bool) -> list[Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(0)
     history = []
@@ -47,12 +50,14 @@ def train(model: nn.Module, run: nn.Module, autocast: bool) -> list[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = run(x).float().square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
+        assert x.grad is not None
         history += [loss.detach(), x.grad, model.weight.detach().clone(), model.tau_w.clone(), model.tau_a.clone()]
     return history
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiled_training_equals_eager_and_compiles_once(backend: str, autocast: bool) -> None:

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxsparse.passes.ops import kept_count, kth_largest, kth_largest_per_slice
-from fxsparse.passes.ops.selection import SAMPLED_FROM, SAMPLES, _by_sample, _count, _select, _stride
+from fxsparse.passes.ops.selection import (
+    SAMPLED_FROM,
+    SAMPLES,
+    _at_bound_or_less,
+    _at_bound_or_more,
+    _by_sample,
+    _by_topk,
+    _count,
+    _select,
+    _stride,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LONG = 3 * SAMPLED_FROM + 5
@@ -104,10 +114,19 @@ def test_the_sampled_way_agrees_with_sorting(seed: int, levels: int, extra: int,
 @pytest.mark.parametrize("k", [1, 10, 16000, 17000, 30000, 60000, 90000, LONG])
 def test_a_misleading_sample_costs_time_only(k: int) -> None:
     torch.manual_seed(1)
-    for inside, outside in ((0.0, 1.0), (1.0, 0.0), (5.0, 0.5)):
-        values = torch.rand(LONG) + outside
-        values[:: _stride(LONG)] = inside
+    for levels, sampled, others in ((1, 0.0, 1.0), (1, 1.0, 0.0), (1, 5.0, 0.5), (50, 100.0, 0.0), (50, 0.0, 100.0), (50, 10.0, 35.0)):
+        values = torch.randint(0, levels, (LONG,)).float() + others
+        seen = values[:: _stride(LONG)]
+        seen.copy_(torch.randint(0, levels, seen.shape) + sampled)
         assert torch.equal(_by_sample(values, k), by_sorting(values, k))
+
+
+def test_either_side_of_a_bracket_is_searched_exactly() -> None:
+    values = torch.tensor([3.0, 1.0, 2.0, 2.0, 5.0, 2.0, 0.0, 4.0, 1.0])
+    for k in range(1, 7):
+        assert _at_bound_or_more(values, 2.0, k) == by_sorting(values, k)
+    for k in range(4, 10):
+        assert _at_bound_or_less(values, 2.0, k - 3) == by_sorting(values, k)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +193,9 @@ def test_masks_are_counted_and_selected_exactly(n: int, share: float) -> None:
     values, mask = torch.rand(n, generator=generator), torch.rand(n, generator=generator) < share
     assert _count(mask) == int(mask.sum())
     assert torch.equal(_select(values, mask).sort().values, values[mask].sort().values)
+
+
+@pytest.mark.parametrize("k", [1, 2, 25, 26, 49, 50])
+def test_the_way_of_other_devices_agrees_with_sorting(k: int) -> None:
+    rows = torch.randint(0, 20, (4, 50), generator=torch.Generator().manual_seed(k)).float()
+    assert torch.equal(_by_topk(rows, k), rows.sort(dim=1, descending=True).values[:, k - 1])

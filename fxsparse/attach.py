@@ -1,0 +1,132 @@
+"""What happens after an optimizer's step: densities that follow the momentum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxsparse.passes.distributions import kept
+from fxsparse.passes.state import SiteState
+
+from .errors import PolicyError
+
+if TYPE_CHECKING:
+    from .compiled_model import CompiledModel
+
+_SATURATION = 0.99
+
+
+class Attachment:
+    """The tie between a compiled model and an optimizer. ``remove()`` cuts it."""
+
+    def __init__(self, model: CompiledModel, handle: Any) -> None:
+        self._model = model
+        self._handle = handle
+
+    def remove(self) -> None:
+        """Schedules no longer advance with the optimizer."""
+        self._handle.remove()
+        self._model.__dict__["_attached"] = False
+
+
+def attach(model: CompiledModel, optimizer: torch.optim.Optimizer) -> Attachment:
+    """Registers a hook after the optimizer's steps; see ``CompiledModel.attach``."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PolicyError(f"attach takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    sites = [name for name, spec in model.plan.items() if spec.follows_momentum]
+    if sites:
+        _require_momentum(model, optimizer, sites)
+
+    def after_step(stepped: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if sites:
+            _follow_momentum(model, stepped, sites)
+
+    handle = optimizer.register_step_post_hook(after_step)
+    model.__dict__["_attached"] = True
+    return Attachment(model, handle)
+
+
+def _require_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sites: list[str]) -> None:
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    for name in sites:
+        group = groups.get(id(model.get_parameter(name)))
+        if group is None:
+            raise PolicyError(f"distribution='momentum': the optimizer does not train {name!r}; build it from compiled.parameters()")
+        if not group.get("momentum") and "betas" not in group:
+            raise PolicyError(
+                f"distribution='momentum': {type(optimizer).__name__} keeps no momentum for {name!r}; "
+                "use SGD with momentum > 0, or an optimizer of the Adam family"
+            )
+
+
+def momentum_of(state: dict[str, Any]) -> torch.Tensor | None:
+    """A parameter's momentum: SGD's buffer, or Adam's first moment over the root of its second; None before the first step."""
+    buffer = state.get("momentum_buffer")
+    if isinstance(buffer, torch.Tensor):
+        return buffer
+    first, second = state.get("exp_avg"), state.get("exp_avg_sq")
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first / (second.sqrt() + 1e-8)
+    return None
+
+
+@torch.no_grad()
+def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sites: list[str]) -> None:
+    """Moves density to the layers whose kept weights have the largest mean momentum. Source: Raihan & Aamodt 2020, SWAT-M."""
+    means, sizes, budget = {}, {}, 0
+    for name in sites:
+        weight = model.get_parameter(name)
+        momentum = momentum_of(optimizer.state.get(weight, {}))
+        state = _state(model, name)
+        if momentum is None or bool(state.weight_threshold.isnan()):
+            return
+        active = weight.abs() >= state.weight_threshold
+        means[name] = float(momentum.abs()[active].mean()) if bool(active.any()) else 0.0
+        sizes[name] = weight.numel()
+        budget += model.plan[name].weight_kept
+    if not all(map(_is_finite, means.values())) or not sum(means.values()):
+        return
+    for name, count in momentum_counts(means, sizes, budget).items():
+        state = _state(model, name)
+        state.weight_density.fill_(count / sizes[name])
+        if model.plan[name].sparsifies_activation and model.plan[name].activation_follows_weight:
+            state.activation_density.fill_(count / sizes[name])
+
+
+def momentum_counts(means: dict[str, float], sizes: dict[str, int], budget: int) -> dict[str, int]:
+    """Weights kept in each layer: shares of the budget in proportion to the layer's mean momentum.
+
+    A layer whose share is above 0.99 of its size becomes dense; what it does not use is spread over the others in equal parts.
+    The counts sum to ``budget`` as long as some layer can take the rest.
+    """
+    total = sum(means.values())
+    counts = {name: kept(means[name] / total, budget) for name in sizes}
+    excess = sum(counts.values()) - budget
+    for name in sorted(counts, key=lambda item: counts[item], reverse=True)[:excess]:
+        counts[name] -= 1
+    dense = {name for name in sizes if counts[name] > _SATURATION * sizes[name]}
+    while True:
+        for name in dense:
+            counts[name] = sizes[name]
+        free = [name for name in sizes if name not in dense]
+        rest = budget - sum(counts.values())
+        if rest == 0 or not free:
+            return counts
+        share, remainder = divmod(rest, len(free))
+        for index, name in enumerate(free):
+            counts[name] = max(1, counts[name] + share + (index < remainder))
+        over = {name for name in free if counts[name] > _SATURATION * sizes[name]}
+        if not over:
+            return counts
+        dense |= over
+
+
+def _is_finite(number: float) -> bool:
+    return number == number and abs(number) != float("inf")
+
+
+def _state(model: CompiledModel, name: str) -> SiteState:
+    state = model.fxsparse.site(name)
+    assert state is not None
+    return state

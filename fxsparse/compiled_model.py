@@ -1,0 +1,181 @@
+"""The compiled model: an ordinary nn.Module that runs graphs where they are right and the model's Python elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxsparse.passes.capture.graph_forward import GraphForward
+from fxsparse.passes.ops.score import score, split_groups
+from fxsparse.passes.sites import Site
+from fxsparse.passes.specs import SwatSpec
+from fxsparse.passes.state import STATE, AddedState
+
+from .attach import Attachment, attach
+from .errors import FxSparseError
+from .policy import Policy
+from .report import Report
+
+
+class CompiledModel(nn.Module):
+    """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
+
+    Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else
+    has the original's names. Attributes that it does not have are the original model's.
+    """
+
+    fxsparse: AddedState
+
+    def __init__(
+        self,
+        root: nn.Module,
+        forwards: dict[str, GraphForward],
+        state: AddedState,
+        *,
+        policy: Policy,
+        specs: Mapping[str, SwatSpec],
+        sites: Mapping[str, Site],
+        report: Report,
+    ) -> None:
+        super().__init__()
+        own = self.__dict__
+        own["_root"] = root
+        own["_forwards"] = forwards
+        own["_specs"] = dict(specs)
+        own["_sites"] = dict(sites)
+        own["_policy"] = policy
+        own["_report"] = report
+        own["_attached"] = False
+        own["_parameters"] = root._parameters
+        own["_buffers"] = root._buffers
+        own["_non_persistent_buffers_set"] = root._non_persistent_buffers_set
+        own["_modules"] = {**root._modules, STATE: state}
+        own["training"] = root.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        live = self.training and torch.is_grad_enabled()
+        if self._specs:
+            if live and self.needs_attach and not self._attached:
+                raise FxSparseError(
+                    "distribution='momentum' reads the optimizer's momentum: call compiled.attach(optimizer) before training "
+                    "(and again on a copy, or after loading one)"
+                )
+            self.fxsparse.clock.advance(live)
+        return self._root(*args, **kwargs)
+
+    # What was done
+
+    @property
+    def graphs(self) -> Mapping[str, fx.GraphModule]:
+        """The graph of each captured module, by its path; "" is the root. A module with several has that of its present mode."""
+        return MappingProxyType({path: forward.current() for path, forward in self._forwards.items()})
+
+    @property
+    def plan(self) -> Mapping[str, SwatSpec]:
+        """The spec of each rewritten site."""
+        return MappingProxyType(self._specs)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that it was compiled with."""
+        return self._policy
+
+    @property
+    def report(self) -> Report:
+        """What each pass changed or skipped, where and why."""
+        return self._report
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Every contraction with a parameter, in the order of execution."""
+        return MappingProxyType(self._sites)
+
+    def code(self, path: str = "") -> str:
+        """The readable Python of a graph.
+
+        Raises: FxSparseError if there is no graph at that path.
+        """
+        if path not in self._forwards:
+            raise FxSparseError(f"there is no graph at {path!r}; graphs: {', '.join(map(repr, self._forwards))}")
+        return self._forwards[path].current().code
+
+    def sparsity(self) -> dict[str, dict[str, Any]]:
+        """For each site the density of its weight and of its activations: target, actual, and the counts behind it.
+
+        Weights are counted now, under the threshold in use. Activations were counted when their threshold was last
+        selected, over all calls of the site; None if that has not happened yet. Shared weights are counted once.
+        """
+        parameters = dict(self._root.named_parameters(remove_duplicate=False))
+        return {name: self._sparsity_of(site, parameters[name]) for name, site in self._sites.items() if name in parameters}
+
+    def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
+        spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
+        kept, target = weight.numel(), 1.0
+        activation: dict[str, Any] = {"target": 1.0, "actual": 1.0, "kept": None, "total": None}
+        if spec is not None and state is not None:
+            if spec.sparsifies_weight:
+                target = float(state.weight_density)
+                kept = _kept_now(weight, spec, state.weight_threshold)
+            if spec.sparsifies_activation:
+                counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]
+                seen, total = (int(sum(count[i] for count in counts)) for i in (0, 1))
+                activation = {
+                    "target": float(state.activation_density),
+                    "actual": seen / total if total else None,
+                    "kept": seen if total else None,
+                    "total": total or None,
+                }
+        weights = {"target": target, "actual": kept / weight.numel(), "kept": kept, "total": weight.numel()}
+        return {"weight": weights, "activation": activation}
+
+    # Training
+
+    @property
+    def needs_attach(self) -> bool:
+        """Whether a technique reads the optimizer."""
+        return any(spec.follows_momentum for spec in self._specs.values())
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Attachment:
+        """Lets schedules advance after each step of ``optimizer``. Returns a handle with ``remove()``.
+
+        Raises:
+            PolicyError: a technique needs something of the optimizer that it does not have, or does not train a site's weight.
+        """
+        return attach(self, optimizer)
+
+    def train(self, mode: bool = True) -> CompiledModel:
+        super().train(mode)
+        self._root.training = mode
+        return self
+
+    # Copies
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for forward in self._forwards.values():
+            forward.rebuild()
+        self.__dict__["_attached"] = False
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            root = self.__dict__.get("_root")
+            if root is None or name.startswith("__"):
+                raise
+            return getattr(root, name)
+
+    def __dir__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(sorted({*super().__dir__(), *dir(self._root)}))
+
+
+def _kept_now(weight: torch.Tensor, spec: SwatSpec, threshold: torch.Tensor) -> int:
+    """Elements of the weight that the threshold keeps; by the target where none was selected yet."""
+    if bool(threshold.isnan().any()):
+        return round(spec.weight_density * weight.numel())
+    scores = score(split_groups(weight.detach(), spec.groups), spec.reduce_dims)
+    return int((scores >= threshold).sum()) * (weight.numel() // scores.numel())

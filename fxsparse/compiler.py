@@ -1,0 +1,204 @@
+"""fxs.compile: capture, describe, resolve, rewrite, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
+from fxsparse.passes.capture.capture import Capture, capture, capture_variant
+from fxsparse.passes.capture.graph_forward import Variant
+from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.insert_swat import InsertSwat, threshold_shape
+from fxsparse.passes.label import label_sites
+from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
+from fxsparse.passes.specs import SwatSpec
+from fxsparse.passes.state import STATE, AddedState, sites_state
+from fxsparse.passes.verify import verify
+
+from .compiled_model import CompiledModel
+from .errors import FxSparseError, PolicyError, TraceError
+from .policy import Policy, as_policy
+from .report import Report, SiteRow
+from .resolve import Plan, resolve
+from .techniques import Technique, require_member
+
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+
+
+def compile(
+    model: nn.Module,
+    policy: Policy | Technique | str | Path | None = None,
+    example_inputs: Sequence[Any] | torch.Tensor = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    accelerator: str | None = None,
+    backend: str = "auto",
+    extra_passes: Sequence[GraphPass] = (),
+    check_graphs: bool = True,
+    fuel: int | None = None,
+) -> CompiledModel:
+    """A model that trains as ``policy`` says, in an ordinary loop, with the parameters and buffers of ``model``.
+
+    The model itself stays as it is. Nothing runs on the example inputs: they give shapes and dtypes. No buffer changes and
+    no random number is drawn. The batch size is not baked in.
+
+    Args:
+        model: any nn.Module.
+        policy: a Policy, a technique, a preset's name or the path of a policy file. None changes nothing.
+        example_inputs, example_kwargs: one call's arguments.
+        accelerator: for which machine costs are annotated.
+        backend: "reference" (plain PyTorch), "cpu" or "cuda" (native kernels where there are some), or "auto".
+        extra_passes: passes of your own, run on every graph after fxsparse's.
+        check_graphs: run the verifier after each pass.
+        fuel: rewrite at most this many contractions, to find by bisection the one that misbehaves.
+
+    Raises:
+        TraceError: the model cannot be captured, or the example inputs do not fit it.
+        PolicyError: the policy cannot be applied; nothing was rewritten.
+        VerificationError: a pass broke a graph.
+    """
+    policy = as_policy(policy)
+    try:
+        require_member("backend", backend, BACKENDS)
+    except PolicyError as error:
+        raise FxSparseError(str(error)) from None
+    if accelerator is not None:
+        raise FxSparseError("accelerator=... prices nodes for a machine; this version counts operations only, pass None")
+    for item in extra_passes:
+        if not isinstance(item, GraphPass):
+            raise FxSparseError(f"extra_passes takes instances of fxsparse.passes.base.GraphPass, got {item!r}")
+    _refuse_name_clash(model)
+    captured = capture(model, _example(example_inputs, example_kwargs))
+    found = describe(captured)
+    order = execution_order(captured, found)
+    sites = {name: found[name] for name in order}
+    weights = dict(captured.root.named_parameters(remove_duplicate=False))
+    plan = resolve(policy, sites, order, weights)
+    state = sites_state(plan.specs, _threshold_shapes(plan.specs, sites), weights)
+    names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
+    rewriter = Rewriter(dict(plan.specs), names, state, tuple(extra_passes), check_graphs)
+    label_sites(captured, names)
+    results = rewriter.rewrite(captured, None if fuel is None else [fuel])
+    install(captured, {change.graph for result in results for change in result.changes}, rewriter)
+    report = _report(model, captured, plan, sites, results)
+    return CompiledModel(
+        captured.root, captured.forwards, state, policy=policy, specs=_applied(plan.specs, results), sites=sites, report=report
+    )
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """Everything that is done to a graph after its capture; kept by the compiled model for calls of another form."""
+
+    specs: dict[str, SwatSpec]
+    names: dict[str, str]
+    state: AddedState
+    extra_passes: tuple[GraphPass, ...]
+    check_graphs: bool
+
+    def rewrite(self, captured: Capture, fuel: list[int] | None) -> list[PassResult]:
+        """Runs all passes over all graphs."""
+        results = []
+        for path, variant, gm in graphs_in_order(captured):
+            captured.forwards[path].owner.__dict__[STATE] = self.state
+            results += self._passes(path, captured.forwards[path].variants[variant], gm, fuel)
+        return results
+
+    def _passes(self, path: str, variant: Variant, gm: Any, fuel: list[int] | None) -> list[PassResult]:
+        gm.__dict__[STATE] = self.state
+        results = []
+        inserted: list[GraphPass] = [InsertSwat(path, self.specs, self.names, fuel)] if self.specs else []
+        for item in (*inserted, *self.extra_passes):
+            results.append(item(gm))
+            if self.check_graphs:
+                verify(gm, path)
+        return results
+
+    def __call__(self, owner: nn.Module, path: str, example: Arguments) -> Variant:
+        """A rewritten graph for a call of another form."""
+        variant = capture_variant(owner, path, example)
+        self._passes(path, variant, variant.graph_module, None)
+        return variant
+
+
+def install(captured: Capture, rewritten: set[str], rewriter: Rewriter) -> None:
+    """Puts the graphs in place of their modules' Python. Composites keep torch's own unless something in them was rewritten."""
+    for path, forward in captured.forwards.items():
+        forward.recapture = rewriter
+        changed_inside = any(other == path or other.startswith(f"{path}.") for other in rewritten)
+        if path not in captured.composites or changed_inside:
+            forward.owner.__dict__["forward"] = forward
+    if rewritten:
+        for module in captured.root.modules():
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+
+
+def _refuse_name_clash(model: nn.Module) -> None:
+    if isinstance(model, CompiledModel):
+        raise FxSparseError("the model is compiled already; compile the original once, with all techniques in one policy")
+    if hasattr(model, STATE):
+        raise FxSparseError(f"the model has an attribute {STATE!r}, the name under which fxsparse keeps its state; rename it")
+
+
+def _example(inputs: Sequence[Any] | torch.Tensor, kwargs: Mapping[str, Any] | None) -> Arguments | None:
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    if not isinstance(inputs, (tuple, list)):
+        raise TraceError(f"example_inputs is a tuple of the model's positional arguments, got {type(inputs).__name__}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TraceError(f"example_kwargs is a mapping of the model's keyword arguments, got {type(kwargs).__name__}")
+    if not inputs and not kwargs:
+        return None
+    return tuple(inputs), dict(kwargs or {})
+
+
+def _threshold_shapes(specs: Mapping[str, SwatSpec], sites: Mapping[str, Site]) -> dict[str, list[tuple[int, ...]]]:
+    """For each site the shape of every call's activation threshold."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, spec in specs.items():
+        made: dict[int, tuple[int, ...]] = {}
+        for call in sites[name].calls:
+            made.setdefault(call.index, threshold_shape(call.operator, call.activation_shape, spec.granularity, call.equation))
+        shapes[name] = [made[index] for index in sorted(made)]
+    return shapes
+
+
+def _applied(specs: Mapping[str, SwatSpec], results: list[PassResult]) -> dict[str, SwatSpec]:
+    changed = {change.site for result in results for change in result.changes}
+    return {name: spec for name, spec in specs.items() if name in changed}
+
+
+def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str, Site], results: list[PassResult]) -> Report:
+    changes: tuple[Change, ...] = tuple(change for result in results for change in result.changes)
+    skips: tuple[Skip, ...] = (*plan.skips, *(skip for result in results for skip in result.skips))
+    applied = _applied(plan.specs, results)
+    rows = []
+    for name, site in sites.items():
+        spec = applied.get(name)
+        rows.append(
+            SiteRow(
+                site=name,
+                operator=site.operator,
+                shape=site.shape,
+                technique=f"SWAT ({spec.distribution}, {spec.structure})" if spec else "",
+                weight_density=spec.weight_density if spec else 1.0,
+                activation_density=spec.activation_density if spec else 1.0,
+                backend="reference" if spec else "PyTorch",
+                calls=len({(call.graph, call.index) for call in site.calls}),
+            )
+        )
+    return Report(
+        model=type(model).__name__,
+        graphs={path: len(forward.current().graph.nodes) for path, forward in captured.forwards.items()},
+        sites=tuple(rows),
+        changes=changes,
+        skips=skips,
+        left=dict(captured.left),
+    )

@@ -1,0 +1,127 @@
+"""The state that fxsparse adds to a model: the clock, and thresholds and densities of each site, all of it in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .specs import SwatSpec
+
+STATE = "fxsparse"
+
+
+class HostBuffers(nn.Module):
+    """A module whose buffers named in ``on_host`` stay on the CPU with their dtype, and whose others stay at least float32."""
+
+    on_host: frozenset[str] = frozenset()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HostBuffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is None or new is None:
+                continue
+            if name in self.on_host:
+                self._buffers[name] = old
+            elif new.dtype != old.dtype and torch.finfo(new.dtype).bits < 32:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+class Clock(HostBuffers):
+    """Counts forward passes in training.
+
+    Buffers:
+        steps: int64, how many training forwards there were.
+        now: int64, this forward's number, or -1 when nothing may be selected anew (eval mode, or no gradient wanted).
+    """
+
+    on_host = frozenset({"steps", "now"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("now", torch.full((), -1, dtype=torch.int64), persistent=False)
+
+    steps: torch.Tensor
+    now: torch.Tensor
+
+    def advance(self, live: bool) -> None:
+        """Begins a forward pass; a live one is counted."""
+        if live:
+            self.now.copy_(self.steps)
+            self.steps.add_(1)
+        else:
+            self.now.fill_(-1)
+
+
+class SiteState(HostBuffers):
+    """Thresholds (NaN until first selected) and densities of one weight and its activations.
+
+    Buffers: ``weight_threshold``, ``weight_density``; for the i-th call ``activation_threshold_i``, ``activation_counts_i``
+    (non-zeros and elements at the last selection); ``activation_density``.
+    """
+
+    on_host = frozenset({"weight_density", "activation_density"})
+
+    def __init__(self, spec: SwatSpec, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        dtype = torch.promote_types(dtype, torch.float32)
+        if spec.sparsifies_weight:
+            self.register_buffer("weight_threshold", torch.full((), torch.nan, dtype=dtype, device=device))
+            self.register_buffer("weight_density", torch.tensor(spec.weight_density, dtype=torch.float64))
+        if spec.sparsifies_activation:
+            self.register_buffer("activation_density", torch.tensor(spec.activation_density, dtype=torch.float64))
+            for index, shape in enumerate(activation_shapes):
+                self.register_buffer(f"activation_threshold_{index}", torch.full(shape, torch.nan, dtype=dtype, device=device))
+                self.register_buffer(f"activation_counts_{index}", torch.zeros(2, dtype=torch.int64, device=device))
+
+
+class AddedState(nn.Module):
+    """All of it: ``clock``, and under ``sites`` a SiteState at the place that the weight's qualified name says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.sites = nn.Module()
+
+    def add(self, site: str, state: SiteState) -> None:
+        """Puts a site's state at its place."""
+        holder = self.sites
+        *parents, last = site.split(".")
+        for name in parents:
+            if name not in holder._modules:
+                holder.add_module(name, nn.Module())
+            inner = holder._modules[name]
+            assert inner is not None
+            holder = inner
+        holder.add_module(last, state)
+
+    def site(self, name: str) -> SiteState | None:
+        """A site's state, None if it has none."""
+        holder: Any = self.sites
+        for part in name.split("."):
+            holder = holder._modules.get(part)
+            if holder is None:
+                return None
+        return holder if isinstance(holder, SiteState) else None
+
+
+def state_target(site: str, buffer: str) -> str:
+    """The get_attr target of a site's buffer."""
+    return f"{STATE}.sites.{site}.{buffer}"
+
+
+CLOCK_TARGET = f"{STATE}.clock.now"
+
+
+def sites_state(specs: Mapping[str, SwatSpec], shapes: Mapping[str, list[tuple[int, ...]]], weights: Mapping[str, torch.Tensor]) -> AddedState:
+    """The state for resolved specs, given the shape of each call's activation threshold."""
+    state = AddedState()
+    for name, spec in specs.items():
+        state.add(name, SiteState(spec, shapes.get(name, []), weights[name].device, weights[name].dtype))
+    return state

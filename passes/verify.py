@@ -1,0 +1,176 @@
+"""The verifier: a table of rules, each asked about every node of a graph after every pass."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsparse.errors import VerificationError
+
+from . import meta
+from .contractions import parameter_of
+from .insert_swat import pad_if_any
+from .ops import OPS
+
+_CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
+_PASSED_THROUGH = (pad_if_any, torch.nn.functional.pad)
+_VIEWS_LIMIT = 32
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A sentence that must be true of every node; ``broken`` says how it is not, or nothing."""
+
+    name: str
+    broken: Callable[[fx.GraphModule, fx.Node], str | None]
+
+
+def verify(gm: fx.GraphModule, path: str = "") -> None:
+    """Checks a graph against all rules.
+
+    Raises:
+        VerificationError: naming the graph, the node, the rule and what was found.
+    """
+    for node in gm.graph.nodes:
+        for rule in RULES:
+            found = rule.broken(gm, node)
+            if found is not None:
+                raise VerificationError(
+                    f"graph {path or '(root)'}, node {node.name!r} ({node.target}): rule {rule.name!r} is broken: {found}; "
+                    "if a pass of yours made this node, mend the pass, otherwise please report it"
+                )
+
+
+def _uses_overloads(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverloadPacket):
+        return f"it calls the packet {node.target}, not an overload such as {node.target}.default"
+    return None
+
+
+def _fits_schema(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if not _is_ours(node):
+        return None
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    missing = [name for name in names[len(node.args) :] if name not in node.kwargs]
+    if len(node.args) > len(names) or missing:
+        return f"{target} takes {names}, got {len(node.args)} positional and {sorted(node.kwargs)}"
+    return None
+
+
+def _targets_exist(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.op not in ("get_attr", "call_module"):
+        return None
+    try:
+        operator.attrgetter(str(node.target))(gm)
+    except AttributeError:
+        return f"{node.target!r} does not exist in the module"
+    return None
+
+
+def _weight_is_sparse_parameter(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target not in _CONTRACTIONS:
+        return None
+    source = _behind_views(node.args[2])
+    if source is None:
+        return "its weight is not a node"
+    if source.target is OPS.sparsify.default:
+        source = _behind_views(source.args[0])
+    if source is None or parameter_of(gm, source) is None:
+        return f"its weight comes from {source}, which is neither a parameter nor a sparsified parameter"
+    return None
+
+
+def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target not in _CONTRACTIONS:
+        return None
+    dense, kept = node.args[0], node.args[1]
+    if kept is dense:
+        return None
+    while isinstance(kept, fx.Node) and kept.target in _PASSED_THROUGH:
+        kept = kept.args[0]
+    while isinstance(dense, fx.Node) and dense.target in _PASSED_THROUGH:
+        dense = dense.args[0]
+    if not isinstance(kept, fx.Node) or kept.target is not OPS.sparsify.default:
+        return "what it keeps for grad-weight is neither its activation nor a sparsified one"
+    source: Any = kept.args[0]
+    if source is not dense and not (source.target == "detach" and source.args[0] is dense):
+        return f"it multiplies {dense}, but keeps {source}"
+    return None
+
+
+def _threshold_belongs(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target is not OPS.sparsify.default:
+        return None
+    threshold: Any = node.args[1]
+    if not isinstance(threshold, fx.Node) or threshold.target is not OPS.refresh_threshold.default:
+        return f"its threshold is {threshold}, not a refresh_threshold"
+    if [list(threshold.args[5]), threshold.args[6]] != [list(node.args[2]), node.args[3]]:
+        return "it scores other dimensions than its threshold was selected over"
+    measured, sparsified = _without_detach(threshold.args[0]), _without_detach(node.args[0])
+    return None if measured is sparsified else f"its threshold was selected on {measured}, not on {sparsified}"
+
+
+def _threshold_is_state(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target is not OPS.refresh_threshold.default:
+        return None
+    for index, name in ((1, "stored"), (2, "clock"), (3, "density")):
+        source: Any = node.args[index]
+        if source.op != "get_attr" or not str(source.target).startswith(f"{meta.KEY}."):
+            return f"its {name} is {source}, not one of the buffers that fxsparse adds"
+    measured: Any = node.args[0]
+    return None if measured.target == "detach" else "what it measures is not detached"
+
+
+def _metadata_is_plain(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    facts = meta.read(node)
+    try:
+        json.dumps(facts)
+    except TypeError as error:
+        return f"its metadata is not JSON-able: {error}"
+    if _is_ours(node) and not {"site", "role"} <= facts.keys():
+        return f"its metadata lacks {sorted({'site', 'role'} - facts.keys())}"
+    return None
+
+
+def _is_used(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if _is_ours(node) and node.target is not OPS.count_kept.default and not node.users:
+        return "nothing uses it"
+    return None
+
+
+def _is_ours(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == meta.KEY
+
+
+def _behind_views(node: Any) -> fx.Node | None:
+    for _ in range(_VIEWS_LIMIT):
+        if not isinstance(node, fx.Node):
+            return None
+        if node.op == "get_attr" or _is_ours(node) or not node.args:
+            return node
+        node = node.args[0]
+    return None
+
+
+def _without_detach(node: Any) -> Any:
+    return node.args[0] if isinstance(node, fx.Node) and node.target == "detach" else node
+
+
+RULES = (
+    Rule("operators are called by overload", _uses_overloads),
+    Rule("fxsparse operators get the arguments of their schema", _fits_schema),
+    Rule("attributes and modules exist", _targets_exist),
+    Rule("a SWAT contraction multiplies with a parameter", _weight_is_sparse_parameter),
+    Rule("a SWAT contraction keeps its own activation", _activation_matches),
+    Rule("a threshold is applied to what it was selected on", _threshold_belongs),
+    Rule("thresholds are kept in fxsparse's buffers", _threshold_is_state),
+    Rule("metadata is plain and complete", _metadata_is_plain),
+    Rule("what fxsparse inserts is used", _is_used),
+)
