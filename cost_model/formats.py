@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import expm1, log1p, prod
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,8 @@ class RunLength(Format):
         kept = require_density("density", density)
         if not kept:
             return 0.0
-        return prod(shape) * kept / (1 - (1 - kept) ** (1 << self.run_bits)) * (element_bits + self.run_bits)
+        stored = -expm1((1 << self.run_bits) * log1p(-kept)) if kept < 1 else 1.0
+        return prod(shape) * kept / stored * (element_bits + self.run_bits)
 
     def exact_bits(self, mask: npt.ArrayLike, *, element_bits: int) -> int:
         """Bits of a real mask: every gap of g zeros before a value takes floor(g / 2^z) + 1 entries."""

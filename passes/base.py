@@ -92,14 +92,16 @@ class GraphPass(abc.ABC):
             try:
                 gm.graph.lint()
             except (RuntimeError, ValueError) as error:
-                raise PassError(f"pass {self.name} left an ill-formed graph: {error}") from error
+                raise PassError(f"pass {self.name} left an ill-formed graph: {str(error).splitlines()[0]}") from error
             gm.recompile()
         self.ensures(gm)
         return PassResult(name=self.name, changes=changes, skips=tuple(item for item in outcome if isinstance(item, Skip)))
 
     def _compare(self, changes: tuple[Change, ...], observed: dict[str, frozenset[str]]) -> None:
+        added, removed, rewired = (frozenset(name for change in changes for name in getattr(change, kind)) for kind in observed)
+        claims = {"added": added - removed, "removed": removed - added, "rewired": rewired - removed - added}
         for kind, names in observed.items():
-            claimed = frozenset(name for change in changes for name in getattr(change, kind))
+            claimed = claims[kind]
             if claimed != names:
                 raise PassError(
                     f"pass {self.name} reports other changes than it made: {kind} but not reported {sorted(names - claimed)}, "

@@ -14,6 +14,7 @@ Source: Raihan & Aamodt, NeurIPS 2020, arXiv 2001.01969, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,11 +134,12 @@ class _Rewriter:
         self.specs = specs
         self.make = Recorder(gm.graph)
         self._weights: dict[tuple[str, str], fx.Node] = {}
+        self._replaced: dict[fx.Node, fx.Node] = {}
         self._clock: fx.Node | None = None
         self._wanted: fx.Node | None = None
 
     def contraction(self, operands: Operands, spec: SwatSpec, index: int) -> Change:
-        node = operands.node
+        node, operands = operands.node, self._up_to_date(operands)
         weight, weight_name = self._dense_weight(operands)
         with self.make.before(node):
             w_hat = self._through(operands.chain, weight, self._sparse_weight(weight, weight_name, spec))
@@ -149,6 +151,7 @@ class _Rewriter:
                 "einsum": self._einsum,
             }[operands.operator](operands, w_hat, spec, index)
         node.replace_all_uses_with(out)
+        self._replaced[node] = out
         users = tuple(user.name for user in out.users if user.name not in self.make.added)
         out.meta["val"] = value(node)
         meta.write(out, site=spec.site, role="output")
@@ -164,6 +167,14 @@ class _Rewriter:
             removed=tuple(removed),
             rewired=users,
         )
+
+    def _up_to_date(self, operands: Operands) -> Operands:
+        """The operands with nodes that were rewritten since they were matched replaced by what they became."""
+
+        def current(arguments: Any) -> Any:
+            return fx.node.map_arg(arguments, lambda node: self._replaced.get(node, node))
+
+        return replace(operands, activation=current(operands.activation), arguments=current(operands.arguments))
 
     def _unused(self, operands: Operands) -> list[str]:
         """Removes views of the dense weight that nothing reads any more."""

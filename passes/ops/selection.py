@@ -13,6 +13,7 @@ from torch import Tensor
 
 SAMPLED_FROM = 1 << 15
 SAMPLES = 1 << 14
+ELEMENTS_PER_SAMPLE = 1 << 7
 BRACKET_DEVIATIONS = 4.0
 COUNT_TOLERANCE = 1e-6
 WORD_BYTES = 8
@@ -146,11 +147,11 @@ def _at_bound_or_less(flat: Tensor, bound: float, k: int) -> Tensor:
 
 
 def _stride(n: int) -> int:
-    """Return the first odd stride that leaves about SAMPLES of n elements and shares no factor with n.
+    """Return the first odd stride that leaves about SAMPLES of n elements, or one in 128, and shares no factor with n.
 
     n is the product of a tensor's sizes, so that such a stride visits every index of every dimension.
     """
-    stride = max(1, n // SAMPLES) | 1
+    stride = max(1, min(n // SAMPLES, ELEMENTS_PER_SAMPLE)) | 1
     while math.gcd(stride, n) != 1:
         stride += 2
     return stride
