@@ -40,7 +40,7 @@ class PassMacs(NamedTuple):
 
 
 class SparsePassMacs(NamedTuple):
-    """Expected MACs of the three passes of a sparse workload; whole numbers when the densities allow it."""
+    """Expected MACs of the three passes of a sparse workload; an integer where the density is 1."""
 
     forward: float
     grad_input: float
@@ -106,7 +106,8 @@ def sparse_pass_macs(
     weight = require_density("density_weight", density_weight)
     activation = require_density("density_activation", density_activation)
     last = {"swat": activation, "masked": weight, "growing": 1.0}[rule]
-    return SparsePassMacs(dense.forward * weight, dense.grad_input * weight, dense.grad_weight * last)
+    densities = (weight, weight, last)
+    return SparsePassMacs(*(macs if density == 1.0 else macs * density for macs, density in zip(dense, densities, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .gemm import Pass
@@ -36,7 +36,7 @@ class PassCost:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
-        return {**asdict(self), "tags": dict(self.tags)}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "tags"} | {"tags": dict(self.tags)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from types import MappingProxyType
 
 from fxsparse.errors import CostError
 
@@ -136,7 +135,7 @@ class _Counted:
 
 def _count(request: CostRequest, which: Pass, dense: int, sparse: SparsePassMacs, position: int) -> _Counted:
     macs = sparse[position]
-    other = 0.0 if isinstance(request.workload, Contraction) else request.workload.pass_flops(which)
+    other = 0 if isinstance(request.workload, Contraction) else request.workload.pass_flops(which)
     return _Counted(macs=macs, dense_macs=dense, flops=2 * macs + other, other_flops=other)
 
 
@@ -283,11 +282,11 @@ def _cost(
         energy_pj=energy_pj,
         time_s=time_s,
         bound=bound,
-        tags=tags,
+        tags=dict(tags),
     )
 
 
-def _tags(kind: str, dense: bool) -> Mapping[str, str]:
+def _tags(kind: str, dense: bool) -> dict[str, str]:
     counted = "exact" if dense else "expected"
     tags = {"macs": counted, "dense_macs": "exact", "flops": counted, "dram_bytes": "bound"}
     if kind in ("systolic", "array"):
@@ -295,7 +294,7 @@ def _tags(kind: str, dense: bool) -> Mapping[str, str]:
         tags |= {"sram_bytes": timed, "cycles": timed, "energy_pj": "bound", "time_s": timed}
     elif kind != "none":
         tags |= {"time_s": "calibrated" if kind == "calibrated" else "bound", "energy_pj": "bound"}
-    return MappingProxyType(tags)
+    return tags
 
 
 _TAGS = {(kind, dense): _tags(kind, dense) for kind in ("none", "systolic", "array", "roofline", "calibrated") for dense in (True, False)}

@@ -57,12 +57,12 @@ def work_on_array(
     left, right = product.left_bits / bits, product.right_bits / bits
     words = accesses.input * left + accesses.filter * right + accesses.output
     metadata = sum(
-        moved * max(0.0, 1 - min(1.0, densities.get(name, 1.0) * bits / stored))
+        moved * max(0.0, 1 - densities[name] * bits / stored)
         for moved, name, stored in (
             (traffic.left_bytes, "gradient" if which == "grad_input" else "activation", product.left_bits),
             (traffic.right_bytes, "gradient" if which == "grad_weight" else "weight", product.right_bits),
         )
-        if stored < bits
+        if 0 < stored < bits
     )
     return ArrayWork(
         cycles=cycles,

@@ -14,8 +14,8 @@ from .errors import CostError, ExportError, FxSparseError, NumericalError, PassE
 
 if TYPE_CHECKING:
     from .checker import CheckReport, check
-    from .compiler import compile
     from .compiled_model import CompiledModel
+    from .compiler import compile
     from .policy import Policy
     from .preset_policies import presets
     from .report import Report

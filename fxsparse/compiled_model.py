@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.capture.graph_forward import GraphForward
 from fxsparse.passes.ops.score import score, split_groups
 from fxsparse.passes.sites import Site
@@ -16,6 +17,7 @@ from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState
 
 from .attach import Attachment, attach
+from .cost_report import CostReport, cost_of
 from .errors import FxSparseError
 from .policy import Policy
 from .report import Report
@@ -29,6 +31,14 @@ class CompiledModel(nn.Module):
     """
 
     fxsparse: AddedState
+    _root: nn.Module
+    _forwards: dict[str, GraphForward]
+    _specs: dict[str, SwatSpec]
+    _sites: dict[str, Site]
+    _policy: Policy
+    _report: Report
+    _example_batch: int
+    _attached: bool
 
     def __init__(
         self,
@@ -40,6 +50,7 @@ class CompiledModel(nn.Module):
         specs: Mapping[str, SwatSpec],
         sites: Mapping[str, Site],
         report: Report,
+        example_batch: int = 1,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -49,6 +60,7 @@ class CompiledModel(nn.Module):
         own["_sites"] = dict(sites)
         own["_policy"] = policy
         own["_report"] = report
+        own["_example_batch"] = example_batch
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -101,7 +113,7 @@ class CompiledModel(nn.Module):
         """
         if path not in self._forwards:
             raise FxSparseError(f"there is no graph at {path!r}; graphs: {', '.join(map(repr, self._forwards))}")
-        return self._forwards[path].current().code
+        return str(self._forwards[path].current().code)
 
     def sparsity(self) -> dict[str, dict[str, Any]]:
         """For each site the density of its weight and of its activations: target, actual, and the counts behind it.
@@ -118,19 +130,49 @@ class CompiledModel(nn.Module):
         activation: dict[str, Any] = {"target": 1.0, "actual": 1.0, "kept": None, "total": None}
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
-                target = float(state.weight_density)
-                kept = _kept_now(weight, spec, state.weight_threshold)
+                target = float(state.get_buffer("weight_density"))
+                kept = _kept_now(weight, spec, state.get_buffer("weight_threshold"))
             if spec.sparsifies_activation:
                 counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]
                 seen, total = (int(sum(count[i] for count in counts)) for i in (0, 1))
                 activation = {
-                    "target": float(state.activation_density),
+                    "target": float(state.get_buffer("activation_density")),
                     "actual": seen / total if total else None,
                     "kept": seen if total else None,
                     "total": total or None,
                 }
         weights = {"target": target, "actual": kept / weight.numel(), "kept": kept, "total": weight.numel()}
         return {"weight": weights, "activation": activation}
+
+    def cost(
+        self,
+        accelerator: str | Accelerator | None = None,
+        convention: str = "exact",
+        batch_size: int | None = None,
+        *,
+        density: str = "target",
+    ) -> CostReport:
+        """What a training step costs, contraction by contraction.
+
+        Args:
+            accelerator: a shipped name, an Accelerator, or None to count operations and bytes only.
+            convention: how MACs are counted: "exact", "torch", "swat" or "rigl".
+            batch_size: None takes the example's.
+            density: "target", or "measured" for the weights and activations as they are now.
+
+        Raises:
+            CostError: the model was compiled without example inputs, or an argument is unknown.
+        """
+        return cost_of(self, accelerator, convention=convention, batch_size=batch_size, density=density)
+
+    @property
+    def example_batch(self) -> int:
+        """The batch size of the example inputs; 1 if there were none."""
+        return self._example_batch
+
+    def current_variants(self) -> dict[str, int]:
+        """For each captured module the index of the graph that its present mode runs."""
+        return {path: forward.variants.index(forward.current_variant()) for path, forward in self._forwards.items()}
 
     # Training
 
@@ -155,7 +197,7 @@ class CompiledModel(nn.Module):
     # Copies
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for forward in self._forwards.values():
             forward.rebuild()
         self.__dict__["_attached"] = False
@@ -169,8 +211,9 @@ class CompiledModel(nn.Module):
                 raise
             return getattr(root, name)
 
-    def __dir__(self) -> Iterator[str]:  # type: ignore[override]
-        return iter(sorted({*super().__dir__(), *dir(self._root)}))
+    def __dir__(self) -> list[str]:
+        own: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return sorted({*own, *dir(self._root)})
 
 
 def _kept_now(weight: torch.Tensor, spec: SwatSpec, threshold: torch.Tensor) -> int:

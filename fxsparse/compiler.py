@@ -16,7 +16,7 @@ from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.insert_swat import InsertSwat, threshold_shape
 from fxsparse.passes.label import label_sites
-from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
+from fxsparse.passes.sites import Site, batch_size_of, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState, sites_state
 from fxsparse.passes.verify import verify
@@ -68,8 +68,6 @@ def compile(
         require_member("backend", backend, BACKENDS)
     except PolicyError as error:
         raise FxSparseError(str(error)) from None
-    if accelerator is not None:
-        raise FxSparseError("accelerator=... prices nodes for a machine; this version counts operations only, pass None")
     for item in extra_passes:
         if not isinstance(item, GraphPass):
             raise FxSparseError(f"extra_passes takes instances of fxsparse.passes.base.GraphPass, got {item!r}")
@@ -88,7 +86,14 @@ def compile(
     install(captured, {change.graph for result in results for change in result.changes}, rewriter)
     report = _report(model, captured, plan, sites, results)
     return CompiledModel(
-        captured.root, captured.forwards, state, policy=policy, specs=_applied(plan.specs, results), sites=sites, report=report
+        captured.root,
+        captured.forwards,
+        state,
+        policy=policy,
+        specs=_applied(plan.specs, results),
+        sites=sites,
+        report=report,
+        example_batch=batch_size_of(captured) or 1,
     )
 
 

@@ -28,8 +28,7 @@ _PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, opera
 _ADDED_PRODUCTS = {torch.addmm, torch.baddbmm, "addmm", "baddbmm"}
 _EINSUM = {torch.einsum, torch.functional.einsum}
 _VIEW_METHODS = frozenset(
-    "t transpose permute view reshape unsqueeze squeeze expand contiguous flatten unflatten chunk split narrow select __getitem__ "
-    "to type_as float half bfloat16 double swapaxes movedim".split()
+    ["t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "flatten", "unflatten", "chunk", "split", "narrow", "select", "__getitem__", "to", "type_as", "float", "half", "bfloat16", "double", "swapaxes", "movedim"]
 )
 _VIEW_FUNCTIONS = {
     *(torch.t, torch.transpose, torch.permute, torch.reshape, torch.unsqueeze, torch.squeeze, torch.flatten, torch.chunk, torch.split),

@@ -32,7 +32,6 @@ from .specs import SwatSpec
 from .state import CLOCK_TARGET, state_target
 
 
-
 class InsertSwat(GraphPass):
     """Rewrites the contractions of one graph with the weights that ``specs`` names.
 

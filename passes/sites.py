@@ -83,7 +83,7 @@ def describe(capture: Capture) -> dict[str, Site]:
     canonical: dict[int, str] = {}
     for name, parameter in parameters.items():
         canonical.setdefault(id(parameter), name)
-    batch = _batch_size(capture)
+    batch = batch_size_of(capture)
     found: dict[str, list[tuple[Operands, Call]]] = {}
     for path, variant, gm in graphs_in_order(capture):
         learning = _learning(gm, is_root=path == "")
@@ -230,7 +230,7 @@ def _batched(operands: Operands, shape: tuple[int, ...] | None, weight: torch.Te
     return (1, *shape) if shape is not None and is_conv and weight is not None and len(shape) == weight.dim() - 1 else shape
 
 
-def _batch_size(capture: Capture) -> int | None:
+def batch_size_of(capture: Capture) -> int | None:
     """The first size of the root's first tensor input."""
     for path in ("", *capture.forwards):
         if path in capture.forwards:

@@ -101,8 +101,12 @@ class GraphForward:
 
     def current(self) -> fx.GraphModule:
         """The graph for the module's present mode; the first captured one if the mode decides nothing."""
+        return self.current_variant().graph_module
+
+    def current_variant(self) -> Variant:
+        """The variant of ``current``."""
         fitting = [v for v in self.variants if all(self.owner.get_submodule(p).training == flag for p, flag in v.facts.training)]
-        return (fitting or self.variants)[0].graph_module
+        return (fitting or self.variants)[0]
 
     def rebuild(self) -> None:
         """Makes every graph module anew after copying or unpickling."""

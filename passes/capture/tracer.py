@@ -27,13 +27,10 @@ from .watch import RandomWatch, StateWatch, ambient_state, autograd_function_cod
 
 _FACTORIES = frozenset(
     getattr(torch, name)
-    for name in (
-        "arange bartlett_window blackman_window empty eye full hamming_window hann_window kaiser_window linspace logspace "
-        "normal ones rand randint randn randperm scalar_tensor tensor tril_indices triu_indices zeros"
-    ).split()
+    for name in ["arange", "bartlett_window", "blackman_window", "empty", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"]
 )
 _GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version"})
-_DTYPE_READINGS = frozenset("dtype device is_floating_point is_complex is_cuda is_nested is_sparse is_quantized layout".split())
+_DTYPE_READINGS = frozenset(["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"])
 _UNKNOWABLE = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,

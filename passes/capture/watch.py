@@ -45,10 +45,7 @@ class StateWatch:
             attributes[name] = value
             if isinstance(value, list):
                 value[:] = contents
-            elif isinstance(value, dict):
-                value.clear()
-                value.update(contents)
-            elif isinstance(value, set):
+            elif isinstance(value, dict) or isinstance(value, set):
                 value.clear()
                 value.update(contents)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
+import pickle
 import time
 from dataclasses import replace
 
@@ -135,7 +138,7 @@ def test_a_narrow_buffer_bounds() -> None:
 def test_more_sparsity_never_costs_more(name: str | None) -> None:
     machine = Accelerator.load(name) if name else None
     rows = [total_cost(estimate_all(swat_requests(density), machine)).total for density in (1.0, 0.5, 0.2, 0.1, 0.0)]
-    for dense, sparse in zip(rows, rows[1:], strict=False):
+    for dense, sparse in itertools.pairwise(rows):
         assert sparse.macs < dense.macs
         for figure in ("dram_bytes", "sram_bytes", "cycles", "energy_pj", "time_s"):
             before, after = getattr(dense, figure), getattr(sparse, figure)
@@ -299,6 +302,7 @@ def test_every_workload_is_priced_on_every_machine(name: str | None, workload: W
     machine = Accelerator.load(name) if name else None
     cost = estimate(workload, machine)
     json.dumps(cost.to_dict())
+    assert pickle.loads(pickle.dumps(cost)) == copy.deepcopy(cost) == cost
     for which in PASSES:
         found = cost.of(which)
         assert found.macs == found.dense_macs == workload.macs(which)
@@ -392,7 +396,7 @@ def test_skipping_stays_between_nothing_and_dense(weight: float, activation: flo
         (lambda: estimate(LAYER, SMALL, convention="flops"), "convention is 'flops'"),
         (
             lambda: estimate(LAYER, Accelerator.load("cpu"), dtype="float8"),
-            "'cpu' has no peak rate for dtype 'float8'; expected one of 'float32'",
+            "'cpu' has no peak rate for dtype 'float8'; expected .*'float32'",
         ),
         (lambda: OperandSparsity(density_weight=-0.5), r"density_weight is -0\.5"),
         (lambda: OperandSparsity(pattern=(4, 2)), r"pattern is \(4, 2\)"),

@@ -56,7 +56,8 @@ def test_timeloop_problem_by_hand() -> None:
     assert problem["shape"]["dimensions"] == ["N", "C", "M", "P", "R", "Q", "S"]
     spaces = {space["name"]: space for space in problem["shape"]["data_spaces"]}
     assert [name for name, space in spaces.items() if space.get("read_write")] == ["Weights"]
-    assert spaces["Inputs"]["projection"] == [
+    found = spaces["Inputs"]["projection"]
+    assert found == [
         [["N"]],
         [["C"]],
         [["R", "Pdilation"], ["P", "Pstride"]],
