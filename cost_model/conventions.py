@@ -1,8 +1,8 @@
 """Four ways in which papers and tools count the MACs of a training step, each under its own name.
 
 exact  what is multiplied: no grad-input for an input that needs none, groups right, padding zeros counted unless asked.
-torch  equal to torch.utils.flop_counter (2.14), its errors included: grad-weight of grouped convolutions times groups;
-       attention and recurrent layers 0 on the CPU. Gradients are counted as that library runs them.
+torch  equal to torch.utils.flop_counter (2.14), its errors included: grad-weight of grouped convolutions times groups; fused
+       attention and the fused LSTM 0 on the CPU, every fused recurrent layer 0 on CUDA, attention never causal, bilinear 0.
 swat   conv and linear only; grad-input of a strided layer at input resolution (times the product of the strides), the first
        layer's included although nobody needs it. Source: derived from Raihan & Aamodt 2020, reproduces their tables.
 rigl   backward = 2 x forward for every contraction, the first layer included. Source: Evci et al. 2020, appendix on FLOPs.
@@ -75,7 +75,8 @@ def pass_macs(
 
 
 def _torch(workload: Workload, device: str) -> PassMacs:
-    if isinstance(workload, Recurrent):
+    fused = isinstance(workload, Recurrent) and (device == "cuda" or (workload.cell == "lstm" and not workload.projection_size))
+    if fused or workload.operator == "bilinear":
         return PassMacs(0, 0, 0)
     if isinstance(workload, Attention):
         if device == "cpu" and workload.backward == "flash":

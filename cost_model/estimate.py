@@ -46,10 +46,11 @@ def estimate(
     convention: str = "exact",
     element_bits: int = 32,
     dtype: str = "float32",
+    device: str = "cpu",
 ) -> WorkloadCost:
     """The cost of one workload; see `estimate_all`."""
     request = CostRequest(workload=workload, sparsity=sparsity, is_first=is_first)
-    return estimate_all([request], accelerator, convention=convention, element_bits=element_bits, dtype=dtype)[0]
+    return estimate_all([request], accelerator, convention=convention, element_bits=element_bits, dtype=dtype, device=device)[0]
 
 
 def estimate_all(
@@ -59,11 +60,13 @@ def estimate_all(
     convention: str = "exact",
     element_bits: int = 32,
     dtype: str = "float32",
+    device: str = "cpu",
 ) -> list[WorkloadCost]:
     """The costs of many workloads, in the order given; far faster than one by one, since all tilings are searched together.
 
     accelerator None counts MACs, FLOPs and the bytes that must move at least; the rest is None. element_bits: of the model's
     tensors (arrays compute with words of their own, `memory.operand_bits`). dtype: which peak rate of a roofline applies.
+    device: "cpu" or "cuda", where convention "torch" counts differently.
     Raises: CostError for an unknown convention, a dtype without a rate, or a buffer that holds nothing.
     """
     require_count("element_bits", element_bits)
@@ -96,7 +99,7 @@ def estimate_all(
         tiled = dict(zip(tiled, found, strict=True))
     costs = []
     for request, plan in zip(wanted, plans, strict=True):
-        dense = pass_macs(request.workload, convention)
+        dense = pass_macs(request.workload, convention, device=device)
         sparsity = request.sparsity
         sparse = sparse_pass_macs(
             dense, density_weight=sparsity.density_weight, density_activation=sparsity.density_activation, rule=sparsity.rule
@@ -125,6 +128,14 @@ def _products(workload: Workload) -> tuple[Contraction, ...]:
     return workload.contractions() if isinstance(workload, Recurrent) else ()
 
 
+def _least_bytes(work: Contraction, which: Pass, product: TiledProduct) -> float:
+    """Bytes of all executions when each operand crosses the interface once, a weight used again and again only once in all."""
+    gemm = product.gemm
+    weight_bits = gemm.result_elements * product.result_bits if which == "grad_weight" else gemm.right_elements * product.right_bits
+    again = (work.repeats - 1) * weight_bits / 8 if work.shared_weight else 0.0
+    return compulsory_bytes(product) * work.repeats - again
+
+
 @dataclass(frozen=True)
 class _Counted:
     macs: float
@@ -151,7 +162,7 @@ def _price(
     dtype: str,
 ) -> PassCost:
     work = request.workload
-    moved_bytes = sum(compulsory_bytes(product) * one.repeats for one, product in plan)
+    moved_bytes = sum(_least_bytes(one, which, product) for one, product in plan)
     if isinstance(work, Pointwise):
         moved_bytes += work.pass_bytes(which) * bits / element_bits
     if isinstance(work, Attention):

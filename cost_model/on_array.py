@@ -49,6 +49,7 @@ def work_on_array(
     array: Array,
     bits: int,
 ) -> ArrayWork:
+    """What one pass of one contraction takes, given the tiling found for it; compressed operands also shrink buffer accesses."""
     support = accelerator.sparsity
     densities = sparsity.of(which)
     actions = split_macs(work.macs(which), densities=densities, skip=support.skip, gate=support.gate)
@@ -67,13 +68,26 @@ def work_on_array(
     return ArrayWork(
         cycles=cycles,
         ideal_cycles=cycles if array.dataflow not in ("skip", "cartesian") else actions.timed / array.multipliers,
-        dram_bytes=traffic.total_bytes * work.repeats,
+        dram_bytes=_repeated_bytes(work, which, product, traffic, accelerator),
         metadata_bytes=metadata * work.repeats,
         sram_bytes=words * bits / 8,
         sram_words=words,
         computed=actions.computed,
         gated=actions.gated,
     )
+
+
+def _repeated_bytes(work: Contraction, which: Pass, product: TiledProduct, traffic: Traffic, accelerator: Accelerator) -> float:
+    """Bytes of all executions; a weight that takes at most half of the buffer stays there from one to the next."""
+    total = traffic.total_bytes * work.repeats
+    if work.repeats == 1 or not work.shared_weight:
+        return total
+    gemm = product.gemm
+    held, moved = gemm.right_elements * product.right_bits, traffic.right_bytes
+    if which == "grad_weight":
+        held, moved = gemm.result_elements * product.partial_bits, traffic.result_bytes
+    stays = held <= accelerator.memory.usable_buffer_bits / 2
+    return total - (work.repeats - 1) * moved if stays else total
 
 
 def attention_on_array(

@@ -16,7 +16,10 @@ _FLOPS_PER_UNIT = {"lstm": (9, 16), "gru": (9, 16), "rnn": (2, 2)}
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent:
-    """A stack of recurrent layers; projection_size > 0 is the LSTM whose hidden state is projected."""
+    """A stack of recurrent layers; projection_size > 0 is the LSTM whose hidden state is projected.
+
+    state_needs_grad: the initial hidden state is learned or comes from another layer, so the first step's gradient is taken.
+    """
 
     cell: str
     batch: int
@@ -28,6 +31,7 @@ class Recurrent:
     projection_size: int = 0
     bias: bool = True
     input_needs_grad: bool = True
+    state_needs_grad: bool = False
 
     def __post_init__(self) -> None:
         require_member("Recurrent.cell", self.cell, GATES)
@@ -44,7 +48,7 @@ class Recurrent:
     def contractions(self) -> tuple[Contraction, ...]:
         """Every product: per layer and direction the input's (all steps at once), the hidden state's and the projection's (step by step).
 
-        The first layer's input product needs a gradient only if the input does.
+        The first layer's input product needs a gradient only if the input does, the first step's state only if the initial one does.
         """
         directions = 2 if self.bidirectional else 1
         state = self.projection_size or self.hidden_size
@@ -55,7 +59,9 @@ class Recurrent:
             needs_grad = self.input_needs_grad or layer > 0
             for _ in range(directions):
                 found.append(self._product(features, gates, rows=self.steps, repeats=1, bias=self.bias, needs_grad=needs_grad))
-                found.append(self._product(state, gates, rows=1, repeats=self.steps, bias=self.bias, needs_grad=True))
+                found.append(self._product(state, gates, rows=1, repeats=1, bias=self.bias, needs_grad=self.state_needs_grad))
+                if self.steps > 1:
+                    found.append(self._product(state, gates, rows=1, repeats=self.steps - 1, bias=self.bias, needs_grad=True))
                 if self.projection_size:
                     found.append(self._product(self.hidden_size, state, rows=1, repeats=self.steps, bias=False, needs_grad=True))
         return tuple(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fxsparse.cost_model import Contraction
+from itertools import pairwise
+
+from fxsparse.cost_model import Attention, Contraction, Workload
 
 
 def conv(
@@ -56,6 +58,36 @@ def resnet18_cifar(batch: int = 1, classes: int = 10) -> list[Contraction]:
             channels = outer
     layers.append(Contraction.linear(batch=batch, in_features=channels, out_features=classes))
     return layers
+
+
+def vgg16(batch: int = 1) -> list[Contraction]:
+    """VGG-16 on 224 x 224 images."""
+    layers: list[Contraction] = []
+    channels, size = 3, 224
+    for outputs, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers.append(conv(batch, size, channels, outputs, 3, needs_grad=bool(layers)))
+            channels = outputs
+        size //= 2
+    sizes = (channels * size * size, 4096, 4096, 1000)
+    return layers + [Contraction.linear(batch=batch, in_features=inputs, out_features=outputs) for inputs, outputs in pairwise(sizes)]
+
+
+def vit_b_16(batch: int = 1) -> list[Workload]:
+    """ViT-B/16 on 224 x 224 images: 196 patches and a class token."""
+    tokens, width = 197, 768
+    patches = Contraction.conv(
+        batch=batch, in_channels=3, out_channels=width, kernel=(16, 16), stride=(16, 16), input_size=(224, 224), input_needs_grad=False
+    )
+    layers: list[Workload] = [patches]
+    for _ in range(12):
+        layers.append(Contraction.linear(batch=batch, rows=tokens, in_features=width, out_features=3 * width))
+        layers.append(
+            Attention(batch=batch, heads=12, query_length=tokens, key_length=tokens, head_size=64, value_size=64, backward="math")
+        )
+        for inputs, outputs in ((width, width), (width, 4 * width), (4 * width, width)):
+            layers.append(Contraction.linear(batch=batch, rows=tokens, in_features=inputs, out_features=outputs))
+    return [*layers, Contraction.linear(batch=batch, in_features=width, out_features=1000)]
 
 
 def erk_densities(layers: list[Contraction], sparsity: float) -> list[float]:

@@ -339,6 +339,16 @@ def test_one_layer_at_a_time_equals_all_at_once() -> None:
         assert estimate(request.workload, machine, sparsity=request.sparsity, is_first=request.is_first) == cost
 
 
+def test_a_small_recurrent_weight_stays_in_the_buffer() -> None:
+    step = Contraction(operator="recurrent", batch=2, in_channels=16, out_channels=64, repeats=10)
+    moved = 10 * (2 * 16 + 2 * 64)
+    assert estimate(step).forward.dram_bytes == 4 * (moved + 16 * 64)
+    assert estimate(step).grad_weight.dram_bytes == 4 * (moved + 16 * 64)
+    assert estimate(step, SMALL).forward.dram_bytes == moved + 16 * 64
+    tight = replace(SMALL, memory=replace(SMALL.memory, buffer_bytes=1500))
+    assert estimate(step, tight).forward.dram_bytes == moved + 10 * 16 * 64
+
+
 @pytest.mark.parametrize("batch", [2, 8])
 def test_macs_scale_with_the_batch(batch: int) -> None:
     for workload in MANY:

@@ -14,6 +14,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from fxsparse.cost_model import COO, CSR, FORMATS, NM, Bitmask, Dense, Format, Packed, RunLength, cheapest_format, make_format
 from fxsparse.errors import CostError
 
+from .networks import bottleneck_resnet, erk_densities
+
 MASKS = arrays(np.int8, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1))
 BITS = 8
 
@@ -118,6 +120,19 @@ def test_index_widths_are_rounded_up_logarithms() -> None:
     for columns in range(2, 70):
         bits = COO().expected_bits(shape=(1, columns), density=1.0, element_bits=0)
         assert bits == columns * ceil(log2(columns))
+
+
+@pytest.mark.parametrize(("sparsity", "megabytes"), [(0.0, 102.122), (0.8, 23.683), (0.9, 13.499)])
+def test_model_sizes_of_resnet50_with_erk(sparsity: float, megabytes: float) -> None:
+    # Kept values in fp32, one bit a weight of mask where a layer is sparse, and the biases of 53 norms and the classifier.
+    layers = bottleneck_resnet()
+    densities = erk_densities(layers, sparsity) if sparsity else [1.0] * len(layers)
+    biases = sum(layer.out_channels for layer in layers) * 32
+    bits = sum(
+        (Bitmask() if density < 1 else Dense()).expected_bits(shape=(layer.weight_elements,), density=density, element_bits=32)
+        for layer, density in zip(layers, densities, strict=True)
+    )
+    assert (bits + biases) / 8e6 == pytest.approx(megabytes, abs=1e-3)
 
 
 def test_formats_are_made_by_name() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Literal
@@ -88,6 +90,22 @@ def test_whole_resnet50(dataflow: Dataflow, printed: int) -> None:
     assert sum(cycles) - len(layers) == printed
     last_indices = {tuple(record[3:6]): record[8] for record in RECORDED if record[:3] == [dataflow, 128, 128]}
     assert sum(last_indices[layer] for layer in layers) == printed
+
+
+@pytest.mark.slow
+def test_the_real_simulator_still_prints_what_was_recorded() -> None:
+    """Needs an interpreter that has SCALE-Sim, named by FXSPARSE_SCALESIM_PYTHON (see record_scalesim.py on how to make one)."""
+    python = os.environ.get("FXSPARSE_SCALESIM_PYTHON")
+    if not python:
+        pytest.skip("FXSPARSE_SCALESIM_PYTHON names no interpreter with SCALE-Sim")
+    folder = Path(__file__).parent / "scalesim"
+    program = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from record_scalesim import simulate; "
+        "runs = json.loads(sys.argv[2]); print(json.dumps([simulate(r[0], r[1], r[2], [r[3:6]], tuple(r[6:8]))[0] for r in runs]))"
+    )
+    chosen = [record for record in RECORDED if max(record[3:6]) <= 70][::12]
+    done = subprocess.run([python, "-c", program, str(folder), json.dumps(chosen)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == chosen
 
 
 @given(dataflow=DATAFLOWS, rows=SIZES, columns=SIZES, m=SIZES, k=SIZES, n=SIZES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxsparse.cost_model import Contraction, pass_macs
+from fxsparse.cost_model import Attention, Contraction, Recurrent, Workload, pass_macs
 
 from .test_workload import convolutions
 
@@ -64,3 +67,39 @@ def test_matmul_equals_the_counter() -> None:
     with FlopCounterMode(display=False) as counter:
         (left @ right).sum().backward()
     assert counter.get_total_flops() == 2 * sum(pass_macs(Contraction.matmul(batch=2, m=4, k=5, n=6, heads=3), "torch"))
+
+
+def counted(function: Callable[..., Any], *shapes: tuple[int, ...]) -> tuple[int, int]:
+    """What the counter reports for forward and backward of a function of real tensors on the CPU."""
+    inputs = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    with FlopCounterMode(display=False) as forward:
+        out = function(*inputs)
+    with FlopCounterMode(display=False) as backward:
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "workload"),
+    [
+        (
+            torch.nn.GRU(4, 3, num_layers=2, bidirectional=True, batch_first=True),
+            [(2, 5, 4)],
+            Recurrent(cell="gru", batch=2, steps=5, input_size=4, hidden_size=3, layers=2, bidirectional=True),
+        ),
+        (torch.nn.RNN(4, 3, batch_first=True), [(2, 5, 4)], Recurrent(cell="rnn", batch=2, steps=5, input_size=4, hidden_size=3)),
+        (torch.nn.LSTM(4, 3, batch_first=True), [(2, 5, 4)], Recurrent(cell="lstm", batch=2, steps=5, input_size=4, hidden_size=3)),
+        (torch.nn.LSTMCell(4, 3), [(2, 4)], Recurrent(cell="lstm", batch=2, steps=1, input_size=4, hidden_size=3, projection_size=0)),
+        (SDPA, [(1, 2, 4, 8)] * 3, Attention(batch=1, heads=2, query_length=4, key_length=4, head_size=8, value_size=8)),
+        (torch.nn.Bilinear(4, 5, 3), [(2, 4), (2, 5)], Contraction(operator="bilinear", batch=2, in_channels=20, out_channels=3)),
+    ],
+    ids=["gru", "rnn", "lstm", "lstm cell", "attention", "bilinear"],
+)
+def test_other_layers_equal_the_counter(function: Callable[..., Any], shapes: list[tuple[int, ...]], workload: Workload) -> None:
+    found = pass_macs(workload, "torch")
+    if isinstance(function, torch.nn.LSTMCell):  # a cell is not fused, so its products are seen
+        found = pass_macs(workload, "exact")
+    assert (2 * found.forward, 2 * (found.grad_input + found.grad_weight)) == counted(function, *shapes)

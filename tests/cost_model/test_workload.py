@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -287,7 +288,8 @@ def test_recurrent_by_hand(layer: Recurrent, macs: int) -> None:
 
 def test_the_first_recurrent_product_needs_no_gradient_for_a_network_input() -> None:
     layer = Recurrent(cell="lstm", batch=2, steps=3, input_size=4, hidden_size=5, input_needs_grad=False)
-    assert layer.macs("grad_input") == 2 * 3 * 5 * 20
+    assert layer.macs("grad_input") == 2 * (3 - 1) * 5 * 20  # nor does the first step's state, which is given
+    assert replace(layer, state_needs_grad=True).macs("grad_input") == 2 * 3 * 5 * 20
 
 
 def test_pointwise_bytes_by_hand() -> None:
