@@ -127,7 +127,7 @@ def _weighted_sum(out: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _restored_randomness() -> Any:
     watch = RandomWatch()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
-from fxsparse.passes.insert_swat import InsertSwat, threshold_shape
+from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.sites import Site, batch_size_of, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
@@ -80,7 +80,8 @@ def compile(
     plan = resolve(policy, sites, order, weights)
     state = sites_state(plan.specs, _threshold_shapes(plan.specs, sites), weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
-    rewriter = Rewriter(dict(plan.specs), names, state, tuple(extra_passes), check_graphs)
+    slots = {name: call_slots(sites[name]) for name in plan.specs}
+    rewriter = Rewriter(dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     install(captured, {change.graph for result in results for change in result.changes}, rewriter)
@@ -103,6 +104,7 @@ class Rewriter:
 
     specs: dict[str, SwatSpec]
     names: dict[str, str]
+    slots: dict[str, dict[tuple[str, int], int]]
     state: AddedState
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
@@ -118,7 +120,8 @@ class Rewriter:
     def _passes(self, path: str, variant: Variant, gm: Any, fuel: list[int] | None) -> list[PassResult]:
         gm.__dict__[STATE] = self.state
         results = []
-        inserted: list[GraphPass] = [InsertSwat(path, self.specs, self.names, fuel)] if self.specs else []
+        first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
+        inserted: list[GraphPass] = [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
             if self.check_graphs:
@@ -168,10 +171,12 @@ def _threshold_shapes(specs: Mapping[str, SwatSpec], sites: Mapping[str, Site]) 
     """For each site the shape of every call's activation threshold."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for name, spec in specs.items():
+        slots = call_slots(sites[name])
         made: dict[int, tuple[int, ...]] = {}
         for call in sites[name].calls:
-            made.setdefault(call.index, threshold_shape(call.operator, call.activation_shape, spec.granularity, call.equation))
-        shapes[name] = [made[index] for index in sorted(made)]
+            shape = threshold_shape(call.operator, call.activation_shape, spec.granularity, call.equation)
+            made.setdefault(slots[call.graph, call.index], shape)
+        shapes[name] = [made[slot] for slot in sorted(made)]
     return shapes
 
 

@@ -67,9 +67,5 @@ def value(node: Any) -> Any:
 
 def first_real_node(graph: fx.Graph) -> fx.Node:
     """The first node after the graph's inputs."""
-    return next(node for node in graph.nodes if node.op != "placeholder")
-
-
-def replace_input(user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-    """Lets ``user`` read ``new`` wherever it read ``old``."""
-    user.replace_input_with(old, new)
+    node: fx.Node = next(node for node in graph.nodes if node.op != "placeholder")
+    return node

@@ -27,7 +27,7 @@ from .contractions import Operands, find_contractions
 from .graph import Recorder, first_real_node, value
 from .ops import OPS
 from .recurrent import swat_recurrent
-from .sites import each_axis
+from .sites import Site, each_axis
 from .specs import SwatSpec
 from .state import CLOCK_TARGET, state_target
 
@@ -39,20 +39,29 @@ class InsertSwat(GraphPass):
         path: of the graph's module, from the model's root.
         specs: what to do, by site.
         sites: site of each parameter, by the parameter's qualified name (its aliases included).
+        slots: number of a site's first call in this graph among all its calls, by site; 0 where it is not given.
         fuel: at most this many contractions are rewritten; what it holds is counted down.
     """
 
-    def __init__(self, path: str, specs: Mapping[str, SwatSpec], sites: Mapping[str, str], fuel: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        specs: Mapping[str, SwatSpec],
+        sites: Mapping[str, str],
+        slots: Mapping[str, int] | None = None,
+        fuel: list[int] | None = None,
+    ) -> None:
         self.path = path
         self.specs = specs
         self.sites = sites
+        self.slots = slots or {}
         self.fuel = fuel
 
     def rewrite(self, gm: fx.GraphModule) -> tuple[Change | Skip, ...]:
         graph = _Rewriter(gm, self.path, self.specs)
         matched = [(operands, self._site(operands)) for operands in find_contractions(gm)]
         outcome: list[Change | Skip] = []
-        counts: dict[str, int] = {}
+        counts = {name: slot - 1 for name, slot in self.slots.items()}
         recurrent: dict[fx.Node, list[tuple[Operands, SwatSpec]]] = {}
         for operands, site in matched:
             if site is None:
@@ -67,7 +76,7 @@ class InsertSwat(GraphPass):
                 outcome.append(graph.contraction(operands, self.specs[site], index))
         for node, weights in recurrent.items():
             if self._has_fuel(weights[0][1].site, outcome):
-                outcome += graph.recurrent(node, weights)
+                outcome += graph.recurrent(node, weights, self.slots)
         return tuple(outcome)
 
     def _site(self, operands: Operands) -> str | None:
@@ -89,8 +98,14 @@ def unsupported(operands: Operands, spec: SwatSpec) -> str | None:
     """Why a contraction cannot be rewritten under a spec; None if it can."""
     if spec.granularity != "tensor" and spec.sparsifies_activation and not isinstance(value(operands.activation), torch.Tensor):
         return f"granularity {spec.granularity!r} needs the activation's rank; pass example inputs"
-    if operands.operator == "recurrent" and spec.granularity != "tensor":
+    if operands.operator == "recurrent" and spec.sparsifies_activation and spec.granularity != "tensor":
         return "a recurrent layer sparsifies its activations over the whole tensor; use granularity 'tensor'"
+    if operands.operator == "einsum" and spec.sparsifies_activation and "sample" in spec.granularity:
+        equation = operands.arguments["equation"]
+        first, _, weight_and_out = equation.partition(",")
+        weight, _, out = weight_and_out.partition("->")
+        if first[0] in weight and first[0] not in out:
+            return f"its activation has no dimension of samples: dimension 0 is summed over ({equation})"
     if operands.operator in ("conv", "conv_transpose"):
         known = value(operands.activation)
         if not isinstance(known, torch.Tensor):
@@ -101,18 +116,29 @@ def unsupported(operands: Operands, spec: SwatSpec) -> str | None:
     return None
 
 
+def call_slots(site: Site) -> dict[tuple[str, int], int]:
+    """The number of each call of a site, given as (graph, index within the graph), among all its calls: one graph after the other.
+
+    The variants of one graph are the same calls in another mode, and share their numbers.
+    """
+    graphs = dict.fromkeys(call.graph for call in site.calls)
+    calls = [(path, index) for path in graphs for index in sorted({call.index for call in site.calls if call.graph == path})]
+    return {call: slot for slot, call in enumerate(calls)}
+
+
 def threshold_dims(operator: str, rank: int, granularity: str, equation: str = "") -> tuple[int, ...]:
     """Dimensions of an activation along which thresholds differ.
 
-    Samples are dimension 0. Channels are dimension 1 of a convolution's input, the last dimension of a linear layer's,
-    and the contracted ones of an einsum's.
+    Samples are dimension 0; a vector is one sample. Channels are dimension 1 of a convolution's input, the last dimension
+    of a linear layer's, and the contracted ones of an einsum's.
     """
     channel: tuple[int, ...] = (1,) if operator in ("conv", "conv_transpose") else (rank - 1,)
     if operator == "einsum":
         first, _, rest = equation.partition(",")
         weight, _, out = rest.partition("->")
         channel = tuple(index for index, letter in enumerate(first) if letter in weight and letter not in out)
-    dims = {"tensor": (), "sample": (0,), "channel": channel, "sample_channel": (0, *channel)}[granularity]
+    samples = () if rank == 1 else (0,)
+    dims = {"tensor": (), "sample": samples, "channel": channel, "sample_channel": (*samples, *channel)}[granularity]
     return tuple(sorted(set(dims)))
 
 
@@ -371,11 +397,13 @@ class _Rewriter:
         if arguments["alpha"] != 1:
             out = self.make.function(torch.mul, out, arguments["alpha"])
         added = arguments["input"]
+        if isinstance(arguments["beta"], (int, float)) and arguments["beta"] == 0:
+            return out  # torch does not read the input then, whatever it holds
         if arguments["beta"] != 1:
             added = self.make.function(torch.mul, added, arguments["beta"])
         return self.make.function(torch.add, added, out)
 
-    def recurrent(self, node: fx.Node, weights: list[tuple[Operands, SwatSpec]]) -> list[Change]:
+    def recurrent(self, node: fx.Node, weights: list[tuple[Operands, SwatSpec]], slots: Mapping[str, int]) -> list[Change]:
         given: Any = node.args[2]
         sparse, settings = list(given), [None] * len(given)
         with self.make.before(node):
@@ -383,7 +411,7 @@ class _Rewriter:
                 index = operands.arguments["index"]
                 assert isinstance(operands.weight, fx.Node)
                 sparse[index] = self._sparse_weight(operands.weight, str(operands.weight.target), spec)
-                settings[index] = self._recurrent_activation(spec)
+                settings[index] = self._recurrent_activation(spec, slots.get(spec.site, 0))
             wanted = self._gradient_wanted() if any(settings) else False
             args = (*node.args[:2], sparse, *node.args[3:], settings, self._now(), wanted)
             out = self.make.function(swat_recurrent, *args)
@@ -409,10 +437,10 @@ class _Rewriter:
         )
         return [head, *changes]
 
-    def _recurrent_activation(self, spec: SwatSpec) -> Any:
+    def _recurrent_activation(self, spec: SwatSpec, slot: int) -> Any:
         if not spec.sparsifies_activation:
             return None
-        names = ("activation_threshold_0", "activation_density", "activation_counts_0")
+        names = (f"activation_threshold_{slot}", "activation_density", f"activation_counts_{slot}")
         stored = [self.make.attribute(state_target(spec.site, name)) for name in names]
         return (*stored, spec.activation_period, f"activation:{spec.site}")
 

@@ -19,7 +19,6 @@ from .insert_swat import pad_if_any
 from .ops import OPS
 
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
-_PASSED_THROUGH = (pad_if_any, torch.nn.functional.pad)
 _VIEWS_LIMIT = 32
 
 
@@ -93,10 +92,10 @@ def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     dense, kept = node.args[0], node.args[1]
     if kept is dense:
         return None
-    while isinstance(kept, fx.Node) and kept.target in _PASSED_THROUGH:
-        kept = kept.args[0]
-    while isinstance(dense, fx.Node) and dense.target in _PASSED_THROUGH:
-        dense = dense.args[0]
+    while isinstance(kept, fx.Node) and kept.target is pad_if_any:
+        if not isinstance(dense, fx.Node) or dense.target is not torch.nn.functional.pad or _padding(dense) != _padding(kept):
+            return f"{kept} is padded otherwise than {dense}"
+        kept, dense = kept.args[0], dense.args[0]
     if not isinstance(kept, fx.Node) or kept.target is not OPS.sparsify.default:
         return "what it keeps for grad-weight is neither its activation nor a sparsified one"
     source: Any = kept.args[0]
@@ -157,6 +156,12 @@ def _behind_views(node: Any) -> fx.Node | None:
             return node
         node = node.args[0]
     return None
+
+
+def _padding(node: fx.Node) -> tuple[Any, Any]:
+    """Amounts and mode of a pad node."""
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    return node.args[1], mode
 
 
 def _without_detach(node: Any) -> Any:

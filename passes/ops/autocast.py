@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
+from .operator import LIBRARY
+
 DEVICE_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
-_LIBRARY_CLASS: Any = torch.library.Library
-_LIBRARY = _LIBRARY_CLASS("fxsparse", "FRAGMENT")
 
 
 def cast_to_active_dtype(name: str) -> None:
@@ -19,7 +19,7 @@ def cast_to_active_dtype(name: str) -> None:
     """
     op = getattr(torch.ops.fxsparse, name).default
     for device_type, key in DEVICE_KEYS.items():
-        _LIBRARY.impl(name, _kernel(op, device_type, key), key)
+        LIBRARY.impl(name, _kernel(op, device_type, key), key)
 
 
 def _kernel(op: Any, device_type: str, key: str) -> Any:

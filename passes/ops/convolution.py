@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
+from .operator import operator
 from .sparse_operands import W_HAT, X, save_sparse_operands
 
 BIAS = 3
 
 
-@torch.library.custom_op("fxsparse::swat_convolution", mutates_args=())
+@operator()
 def swat_convolution(
     x: Tensor,
     a_hat: Tensor,

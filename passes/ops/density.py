@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from .operator import operator
 
-@torch.library.custom_op("fxsparse::count_kept", mutates_args=("counts",))
+
+@operator(mutates=("counts",))
 def count_kept(a_hat: Tensor, counts: Tensor, clock: Tensor, period: int) -> None:
     """Store the non-zeros and the elements of ``a_hat`` in ``counts`` (2, int64) on the steps that select a threshold.
 

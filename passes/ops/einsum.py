@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
+from .operator import operator
 from .sparse_operands import W_HAT, X, save_sparse_operands
 
 
-@torch.library.custom_op("fxsparse::swat_einsum", mutates_args=())
+@operator()
 def swat_einsum(x: Tensor, a_hat: Tensor, w_hat: Tensor, equation: str) -> Tensor:
     """Return torch.einsum(equation, x, w_hat), the equation as "x indices,w indices->output indices"; a_hat has x's shape.
 

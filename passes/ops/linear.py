@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
+from .operator import operator
 from .sparse_operands import W_HAT, X, save_sparse_operands
 
 BIAS = 3
 
 
-@torch.library.custom_op("fxsparse::swat_linear", mutates_args=())
+@operator()
 def swat_linear(x: Tensor, a_hat: Tensor, w_hat: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ w_hat.T + bias, (..., out), for x and a_hat (..., in), w_hat (out, in) and bias (out,).
 

@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .operator import operator
 from .score import merge_groups, score, split_groups
 
 
-@torch.library.custom_op("fxsparse::sparsify", mutates_args=())
+@operator()
 def sparsify(x: Tensor, threshold: Tensor, reduce_dims: Sequence[int], groups: int, enabled: bool) -> Tensor:
     """Return x where its score is `threshold` or more, 0 elsewhere: a new tensor of x's shape, dtype and memory format.
 
@@ -64,6 +66,9 @@ def _largest_below(value: float, dtype: torch.dtype) -> float:
     """Return the largest number of a floating dtype below a positive value, 0 if there is none that is positive."""
     if math.isinf(value):
         return torch.finfo(dtype).max
+    if dtype == torch.float32:
+        single = np.float32(value)
+        return float(single if single < value else np.nextafter(single, np.float32(0)))
     rounded = torch.tensor(value, dtype=dtype)
     if rounded.item() < value:
         return float(rounded.item())

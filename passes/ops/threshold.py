@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fxsparse.errors import NumericalError
 
+from .operator import operator
 from .score import at_least_float32, score, split_groups, threshold_shape
 from .selection import kept_count, kth_largest, kth_largest_per_slice, slices
 
@@ -15,7 +16,7 @@ WEIGHT_SITE = "weight:"
 EXACT_DECIMALS_OF_FLOAT32 = 7
 
 
-@torch.library.custom_op("fxsparse::refresh_threshold", mutates_args=("stored",))
+@operator(mutates=("stored",))
 def refresh_threshold(
     x: Tensor,
     stored: Tensor,
