@@ -67,6 +67,8 @@ class CompiledModel(nn.Module):
         own["_non_persistent_buffers_set"] = root._non_persistent_buffers_set
         own["_modules"] = {**root._modules, STATE: state}
         own["training"] = root.training
+        # DistributedDataParallel broadcasts buffers over the devices' own network, which host buffers are not on.
+        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in state.host_buffer_names()]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         live = self.training and torch.is_grad_enabled()

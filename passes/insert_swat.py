@@ -32,6 +32,9 @@ from .specs import SwatSpec
 from .state import CLOCK_TARGET, state_target
 
 
+_CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
+
+
 class InsertSwat(GraphPass):
     """Rewrites the contractions of one graph with the weights that ``specs`` names.
 
@@ -61,7 +64,7 @@ class InsertSwat(GraphPass):
         graph = _Rewriter(gm, self.path, self.specs)
         matched = [(operands, self._site(operands)) for operands in find_contractions(gm)]
         outcome: list[Change | Skip] = []
-        counts = {name: slot - 1 for name, slot in self.slots.items()}
+        counts = graph.calls_made(self.slots)
         recurrent: dict[fx.Node, list[tuple[Operands, SwatSpec]]] = {}
         for operands, site in matched:
             if site is None:
@@ -162,6 +165,17 @@ class _Rewriter:
         self._replaced: dict[fx.Node, fx.Node] = {}
         self._clock: fx.Node | None = None
         self._wanted: fx.Node | None = None
+
+    def calls_made(self, slots: Mapping[str, int]) -> dict[str, int]:
+        """The number of each site's latest call, after those that an earlier run has rewritten, whose sparse weights are used again."""
+        counts = {site: slot - 1 for site, slot in slots.items()}
+        for node in self.gm.graph.nodes:
+            facts = meta.read(node)
+            if node.target in _CONTRACTIONS and facts.get("role") == "contraction":
+                counts[facts["site"]] = counts.get(facts["site"], -1) + 1
+            elif node.target is OPS.sparsify.default and facts.get("role") == "sparse_weight":
+                self._weights["sparse", str(node.args[0].target)] = node
+        return counts
 
     def contraction(self, operands: Operands, spec: SwatSpec, index: int) -> Change:
         node, operands = operands.node, self._up_to_date(operands)

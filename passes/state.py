@@ -101,6 +101,14 @@ class AddedState(nn.Module):
             holder = inner
         holder.add_module(last, state)
 
+    def host_buffer_names(self) -> list[str]:
+        """Names of the buffers that stay on the CPU."""
+        found = []
+        for path, module in self.named_modules():
+            if isinstance(module, HostBuffers):
+                found += [f"{path}.{name}" for name in module._buffers if name in module.on_host]
+        return found
+
     def site(self, name: str) -> SiteState | None:
         """A site's state, None if it has none."""
         holder: Any = self.sites

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dis
 import operator
 import sys
+import types
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +36,12 @@ class ValueProxy(fx.Proxy):
 
     @property
     def __class__(self) -> type:  # type: ignore[override]
-        """The class of the value, so that ``isinstance(x, Tensor)`` decides as it would in the model's own run."""
+        """The class of the value, so that ``isinstance(x, Tensor)`` decides as it would in the model's own run.
+
+        Only Python that asks gets it: native code that takes the proxy for a tensor would read memory that is not one.
+        """
+        if not asks_for_class(sys._getframe(1).f_code):
+            return type(self)
         value = self.value
         if value is UNKNOWN:
             if not sys._getframe(1).f_code.co_filename.startswith(_TORCH_ROOT):
@@ -59,6 +66,8 @@ class ValueProxy(fx.Proxy):
         if isinstance(self.value, torch.Size):
             self.tracer.rank_was_read = True
             return len(self.value)
+        if isinstance(self.value, torch.Tensor):
+            return int(self.tracer.concrete(self.size(0), "len()"))
         return len(self.tracer.concrete(self, "len()"))
 
     def __iter__(self) -> Iterator[Any]:
@@ -66,11 +75,15 @@ class ValueProxy(fx.Proxy):
             self.tracer.rank_was_read = True
             return (self[index] for index in range(len(self.value)))
         unpacked = _unpacked_into(sys._getframe(1))
+        if isinstance(self.value, torch.Tensor):
+            length = unpacked or int(self.tracer.concrete(self.size(0), "iterating over a tensor"))
+            rows = self.unbind(0)
+            return (rows[index] for index in range(length))
         if unpacked is not None:
             return (self[index] for index in range(unpacked))
         if isinstance(self.value, (tuple, list)):
             return (self[index] for index in range(len(self.tracer.concrete(self, "iteration"))))
-        self.tracer.refuse("it iterates over a tensor, or over something whose length is not known before it runs")
+        self.tracer.refuse("it iterates over something whose length is not known before it runs")
 
     def __bool__(self) -> bool:
         return bool(self.tracer.concrete(self, "a branch"))
@@ -84,6 +97,18 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         value = self.tracer.concrete(self, "an index")
         return value.__index__()  # type: ignore[no-any-return]
+
+    def __hash__(self) -> int:
+        """A tensor's hash is its identity; a number's is its value."""
+        if isinstance(self.value, torch.Tensor):
+            return object.__hash__(self)
+        return hash(self.tracer.concrete(self, "looking it up"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.tracer.concrete(self, "writing a value as text"), spec)
+
+    def __str__(self) -> str:
+        return str(self.tracer.concrete(self, "writing a value as text"))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -134,6 +159,14 @@ class TrainingProxy(ValueProxy):
     def __bool__(self) -> bool:
         self.tracer.training_branches[self.path] = self.flag
         return self.flag
+
+
+@lru_cache(maxsize=4096)
+def asks_for_class(code: types.CodeType) -> bool:
+    """Whether a function contains isinstance(), a class pattern or ``.__class__``."""
+    if not {"isinstance", "issubclass", "__class__"}.isdisjoint(code.co_names):
+        return True
+    return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))
 
 
 def _unpacked_into(frame: Any) -> int | None:
