@@ -26,8 +26,10 @@ class Attachment:
 
     def remove(self) -> None:
         """Schedules no longer advance with the optimizer."""
-        self._handle.remove()
-        self._model.__dict__["_attached"] = False
+        if self._handle is not None:
+            self._handle.remove()
+            self._model.__dict__["_attached"] -= 1
+            self._handle = None
 
 
 def attach(model: CompiledModel, optimizer: torch.optim.Optimizer) -> Attachment:
@@ -43,7 +45,7 @@ def attach(model: CompiledModel, optimizer: torch.optim.Optimizer) -> Attachment
             _follow_momentum(model, stepped, sites)
 
     handle = optimizer.register_step_post_hook(after_step)
-    model.__dict__["_attached"] = True
+    model.__dict__["_attached"] += 1
     return Attachment(model, handle)
 
 
@@ -73,18 +75,27 @@ def momentum_of(state: dict[str, Any]) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sites: list[str]) -> None:
-    """Moves density to the layers whose kept weights have the largest mean momentum. Source: Raihan & Aamodt 2020, SWAT-M."""
-    means, sizes, budget = {}, {}, 0
+    """Moves density to the layers whose kept weights have the largest mean momentum. Source: Raihan & Aamodt 2020, SWAT-M.
+
+    A layer that was not used or not stepped so far keeps the density that it has.
+    """
+    means, sizes = {}, {}
+    budget = sum(model.plan[name].weight_kept for name in sites)
     for name in sites:
-        weight = model.get_parameter(name)
-        momentum = momentum_of(optimizer.state.get(weight, {}))
-        state = _state(model, name)
+        weight, state = model.get_parameter(name), _state(model, name)
+        kept_of_it = optimizer.state.get(weight, {})
+        momentum = momentum_of(kept_of_it)
+        if momentum is None and kept_of_it:
+            raise PolicyError(
+                f"distribution='momentum': {type(optimizer).__name__} keeps {sorted(kept_of_it)} for {name!r}, none of which can be read "
+                "as a momentum; use SGD with momentum > 0, or an optimizer of the Adam family"
+            )
         if momentum is None or bool(state.weight_threshold.isnan()):
-            return
+            budget -= kept(float(state.weight_density), weight.numel())
+            continue
         active = weight.abs() >= state.weight_threshold
         means[name] = float(momentum.abs()[active].mean()) if bool(active.any()) else 0.0
         sizes[name] = weight.numel()
-        budget += model.plan[name].weight_kept
     if not all(map(_is_finite, means.values())) or not sum(means.values()):
         return
     for name, count in momentum_counts(means, sizes, budget).items():
@@ -97,29 +108,35 @@ def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sit
 def momentum_counts(means: dict[str, float], sizes: dict[str, int], budget: int) -> dict[str, int]:
     """Weights kept in each layer: shares of the budget in proportion to the layer's mean momentum.
 
-    A layer whose share is above 0.99 of its size becomes dense; what it does not use is spread over the others in equal parts.
-    The counts sum to ``budget`` as long as some layer can take the rest.
+    A layer whose share is above 0.99 of its size becomes dense; the difference is spread over the others in equal parts. Every
+    layer keeps at least one weight. The counts sum to ``budget`` if it lies between the number of layers and of weights.
     """
     total = sum(means.values())
-    counts = {name: kept(means[name] / total, budget) for name in sizes}
-    excess = sum(counts.values()) - budget
-    for name in sorted(counts, key=lambda item: counts[item], reverse=True)[:excess]:
-        counts[name] -= 1
-    dense = {name for name in sizes if counts[name] > _SATURATION * sizes[name]}
+    counts = {name: max(1, kept(means[name] / total, budget)) for name in sizes}
+    dense: set[str] = set()
     while True:
-        for name in dense:
-            counts[name] = sizes[name]
-        free = [name for name in sizes if name not in dense]
-        rest = budget - sum(counts.values())
-        if rest == 0 or not free:
-            return counts
-        share, remainder = divmod(rest, len(free))
-        for index, name in enumerate(free):
-            counts[name] = max(1, counts[name] + share + (index < remainder))
-        over = {name for name in free if counts[name] > _SATURATION * sizes[name]}
-        if not over:
+        over = {name for name in sizes if name not in dense and counts[name] > _SATURATION * sizes[name]}
+        if not over and sum(counts.values()) == budget:
             return counts
         dense |= over
+        counts.update({name: sizes[name] for name in dense})
+        if not _balance(counts, sizes, [name for name in sizes if name not in dense], budget):
+            _balance(counts, sizes, list(dense), budget)
+            return counts
+
+
+def _balance(counts: dict[str, int], sizes: dict[str, int], free: list[str], budget: int) -> bool:
+    """Adds to or takes from the counts of some layers in equal parts, until all sum to the budget; whether they do."""
+    while rest := budget - sum(counts.values()):
+        step = 1 if rest > 0 else -1
+        room = {name: sizes[name] - counts[name] if rest > 0 else counts[name] - 1 for name in free}
+        able = [name for name in free if room[name] > 0]
+        if not able:
+            return False
+        share, more = divmod(abs(rest), len(able))
+        for index, name in enumerate(able):
+            counts[name] += step * min(room[name], share + (index < more))
+    return True
 
 
 def _is_finite(number: float) -> bool:

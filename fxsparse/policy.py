@@ -86,7 +86,7 @@ def _technique(item: Any, where: str) -> Technique:
     if not isinstance(item, dict) or "technique" not in item:
         raise PolicyError(f"{where}: expected a mapping with a key 'technique', got {item!r}")
     name = item["technique"]
-    if name not in TECHNIQUES:
+    if not isinstance(name, str) or name not in TECHNIQUES:
         raise PolicyError(f"{where}: unknown technique {name!r}{closest(name, TECHNIQUES)}; known: {', '.join(TECHNIQUES)}")
     kind = TECHNIQUES[name]
     settings = {key: value for key, value in item.items() if key != "technique"}

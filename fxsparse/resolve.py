@@ -53,6 +53,7 @@ def resolve(policy: Policy, sites: Mapping[str, Site], order: Sequence[str], wei
                 )
             owners[name] = technique
         chosen, left = _usable(technique, selected, sites, order, weights)
+        _refuse_overlaps(technique, [*specs, *chosen], weights)
         skips += left
         specs.update(_swat_specs(technique, chosen, sites))
     return Plan(MappingProxyType(specs), tuple(skips))
@@ -62,18 +63,21 @@ def select(technique: Technique, sites: Mapping[str, Site]) -> list[str]:
     """Names of the sites that a technique's patterns select.
 
     Raises:
-        PolicyError: a pattern matches no site.
+        PolicyError: a pattern matches no site, or all that is included is excluded again.
     """
     for pattern in (*technique.include, *technique.exclude):
         if not any(matches(pattern, site) for site in sites.values()):
             if pattern == "*" and not sites:
                 raise PolicyError(f"{technique.title} has nothing to do: no contraction with a parameter was found in the model")
             raise PolicyError(_no_match(technique, pattern, sites))
-    return [
-        name
-        for name, site in sites.items()
-        if any(matches(pattern, site) for pattern in technique.include) and not any(matches(pattern, site) for pattern in technique.exclude)
-    ]
+    included = [name for name, site in sites.items() if any(matches(pattern, site) for pattern in technique.include)]
+    selected = [name for name in included if not any(matches(pattern, sites[name]) for pattern in technique.exclude)]
+    if not selected:
+        raise PolicyError(
+            f"{technique.title} selects nothing: all of the {len(included)} contractions that include={technique.include!r} matches are "
+            f"excluded again by exclude={technique.exclude!r}"
+        )
+    return selected
 
 
 def matches(pattern: str, site: Site) -> bool:
@@ -111,7 +115,6 @@ def _usable(
             chosen.append(name)
         else:
             skips.append(Skip(site=name, reason=reason))
-    _refuse_overlaps(technique, chosen, weights)
     return chosen, skips
 
 
@@ -135,7 +138,7 @@ def _refuse_overlaps(technique: Technique, chosen: Sequence[str], weights: Mappi
     ranges = []
     for name in chosen:
         weight = weights[name]
-        if weight.numel() and type(weight.data) is torch.Tensor:
+        if weight.numel() and type(weight.data) is torch.Tensor and weight.device.type != "meta":
             span = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True)) + 1
             ranges.append((weight.device, weight.data_ptr(), weight.data_ptr() + span * weight.element_size(), name))
     ranges.sort(key=lambda item: (str(item[0]), item[1]))

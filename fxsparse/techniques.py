@@ -29,7 +29,9 @@ class Technique:
             patterns = getattr(self, name)
             if isinstance(patterns, str):
                 patterns = (patterns,)
-            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+            if name == "include" and patterns in ((), []):
+                raise PolicyError(f"{self.title}.include is empty, so that it selects nothing; leave it out to select every contraction")
+            if not isinstance(patterns, (tuple, list)) or not all(isinstance(pattern, str) and pattern for pattern in patterns):
                 raise PolicyError(f"{self.title}.{name} is {patterns!r}; expected non-empty glob patterns such as 'layer4.*' or 'type:Linear'")
             object.__setattr__(self, name, tuple(patterns))
 
@@ -54,7 +56,7 @@ def require_fraction(where: str, number: Any) -> float:
 
 def require_member(where: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raises PolicyError, with the closest allowed name, if ``value`` is not one of them."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise PolicyError(f"{where} is {value!r}{closest(value, allowed)}; expected one of {', '.join(map(repr, allowed))}")
 
 
@@ -102,9 +104,9 @@ class SWAT(Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_fraction("SWAT.weight_sparsity", self.weight_sparsity)
+        object.__setattr__(self, "weight_sparsity", require_fraction("SWAT.weight_sparsity", self.weight_sparsity))
         if self.activation_sparsity is not None:
-            require_fraction("SWAT.activation_sparsity", self.activation_sparsity)
+            object.__setattr__(self, "activation_sparsity", require_fraction("SWAT.activation_sparsity", self.activation_sparsity))
         require_member("SWAT.distribution", self.distribution, DISTRIBUTIONS)
         require_member("SWAT.structure", self.structure, STRUCTURES)
         require_member("SWAT.granularity", self.granularity, GRANULARITIES)

@@ -9,8 +9,8 @@ Shape = tuple[int, ...]
 
 
 def kept(density: float, count: int) -> int:
-    """ceil(density * count), robust against the last bits of a float: 0.3 of 10 is 3."""
-    return min(count, max(0, math.ceil(density * count - 1e-6)))
+    """ceil(density * count), robust against the last bits of a float: 0.3 of 10 is 3. At least 1 for a positive density."""
+    return min(count, max(1 if density > 0 else 0, math.ceil(density * count - 1e-6)))
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:

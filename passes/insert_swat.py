@@ -193,7 +193,8 @@ class _Rewriter:
         self._replaced[node] = out
         users = tuple(user.name for user in out.users if user.name not in self.make.added)
         out.meta["val"] = value(node)
-        meta.write(out, site=spec.site, role="output")
+        if out.target not in _CONTRACTIONS:
+            meta.write(out, site=spec.site, role="output")
         self.gm.graph.erase_node(node)
         removed = [node.name, *self._unused(operands)]
         return Change(

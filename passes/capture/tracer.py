@@ -21,16 +21,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .fake_twin import UNKNOWN, FakeTwin, values_of
+from .guarded_calls import guarded_calls
 from .proxies import Refused, TrainingProxy, ValueProxy
 from .recipes import RECIPES, is_composite
 from .signature import CallSignature
-from .watch import RandomWatch, StateWatch, ambient_state, autograd_function_codes, unsafe_caller
+from .watch import RandomWatch, StateWatch, ambient_state, unsafe_caller
 
 _FACTORIES = frozenset(
     getattr(torch, name)
     for name in ["arange", "bartlett_window", "blackman_window", "empty", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"]
 )
-_GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version"})
+_GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr"})
+_LAYOUT_READINGS = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared"})
 _DTYPE_READINGS = frozenset(["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"])
 _UNKNOWABLE = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
@@ -53,7 +55,8 @@ class CaptureTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, path: str, twin: FakeTwin, probe_twin: Callable[[], FakeTwin], signature: CallSignature) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=tuple(_FACTORIES))
+        self._autowrap_search.append(torch)
         self.path = path
         self.twin = twin
         self.signature = signature
@@ -70,7 +73,6 @@ class CaptureTracer(fx.Tracer):
         self._poison: str | None = None
         self._attribute_proxies: dict[int, ValueProxy] = {}
         self._ambient = ambient_state()
-        self._functions = autograd_function_codes()
 
     # What the model's Python may do
 
@@ -96,7 +98,9 @@ class CaptureTracer(fx.Tracer):
             current = readings.pop()
             inputs = current.all_input_nodes
             if any(isinstance(other.meta.get("val"), torch.Tensor) for other in inputs):
-                name = current.args[1] if current.target is getattr else current.target
+                name = _reading(current)
+                if name in _LAYOUT_READINGS:
+                    self.refuse(f"it decides by the memory layout of a tensor ({name})")
                 if name in _DTYPE_READINGS:
                     self.dtypes_were_read = True
                 else:
@@ -139,7 +143,7 @@ class CaptureTracer(fx.Tracer):
         if kind not in ("placeholder", "output"):
             if ambient_state() != self._ambient:
                 self.refuse("it changes grad mode, inference mode or autocast inside its forward")
-            reason = unsafe_caller(sys._getframe(1), _BOUNDARIES, self._functions)
+            reason = unsafe_caller(sys._getframe(1), _BOUNDARIES)
             if reason is not None:
                 self.refuse(reason)
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
@@ -151,7 +155,7 @@ class CaptureTracer(fx.Tracer):
         return node
 
     def _value(self, node: fx.Node) -> Any:
-        if node.target is getattr and node.args[1] in _GRAD_FACTS:
+        if _reading(node) in _GRAD_FACTS:
             return UNKNOWN
         self._evaluating = True
         target = self._absolute(node.op, node.target)
@@ -319,7 +323,7 @@ class CaptureTracer(fx.Tracer):
                 module.__dict__["train"] = _forbidden(self, "train() or eval()")
                 module.__dict__["requires_grad_"] = _forbidden(self, "requires_grad_()")
         try:
-            with _FactoryMode(self):
+            with guarded_calls(self.refuse, lambda: self._evaluating), _FactoryMode(self):
                 graph = super().trace(root)
             changed = next((found for found in (watch.change() for watch in watches) if found is not None), None)
             reason = self._poison or (f"it writes the attribute {changed!r} of a module in forward" if changed else None)
@@ -337,8 +341,15 @@ class CaptureTracer(fx.Tracer):
             randomness.restore()
             raise Refused(reason)
         graph._tracer_cls = None
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # else the generated code would wrap the function for all later tracing
         _drop_unused_readings(graph)
         return graph
+
+
+def _reading(node: fx.Node) -> Any:
+    """What a node asks of a tensor: the name of an attribute or a method."""
+    return node.args[1] if node.target is getattr else node.target
 
 
 _BOUNDARIES = (CaptureTracer.call_module.__code__, CaptureTracer.trace.__code__)

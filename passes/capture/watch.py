@@ -103,28 +103,10 @@ _TORCH_ROOT = torch.__path__[0]
 _OWN_ROOT = os.path.dirname(__file__)
 
 
-def autograd_function_codes() -> frozenset[types.CodeType]:
-    """The code of the forward of every torch.autograd.Function that exists now."""
-    classes, codes = [torch.autograd.Function], set()
-    while classes:
-        kind = classes.pop()
-        classes += kind.__subclasses__()
-        code = getattr(kind.forward, "__code__", None)
-        if code is not None:
-            codes.add(code)
-    return frozenset(codes)
-
-
-def unsafe_caller(frame: types.FrameType | None, stops: tuple[types.CodeType, ...], functions: frozenset[types.CodeType]) -> str | None:
-    """Why the code that is running, up to a frame of ``stops``, must keep its Python; None if it need not.
-
-    Args:
-        functions: the forwards of custom autograd functions.
-    """
+def unsafe_caller(frame: types.FrameType | None, stops: tuple[types.CodeType, ...]) -> str | None:
+    """Why the code that is running, up to a frame of ``stops``, must keep its Python; None if it need not."""
     while frame is not None and frame.f_code not in stops:
         code = frame.f_code
-        if code in functions or _has_autograd_context(frame):
-            return "it calls a torch.autograd.Function, whose own backward a traced graph would lose"
         if code.co_filename.startswith(_TORCH_ROOT):
             if code.co_filename.endswith("torch/utils/checkpoint.py"):
                 return "it checkpoints activations, which a traced graph would no longer do"
@@ -134,14 +116,6 @@ def unsafe_caller(frame: types.FrameType | None, stops: tuple[types.CodeType, ..
             return "it computes inside try/except, whose handler a traced graph would lose"
         frame = frame.f_back
     return None
-
-
-def _has_autograd_context(frame: types.FrameType) -> bool:
-    """Whether the first argument of a function called ``forward`` is the context of a custom autograd function."""
-    code = frame.f_code
-    if code.co_name != "forward" or not code.co_argcount:
-        return False
-    return isinstance(frame.f_locals.get(code.co_varnames[0]), torch.autograd.function.FunctionCtx)
 
 
 @lru_cache(maxsize=4096)

@@ -49,20 +49,61 @@ def listing(gm: fx.GraphModule) -> list[str]:
 
 def test_before_and_after() -> None:
     model, x = TwoReads(), torch.randn(3, 4)
-    print(listing(fxs.compile(model, None, (x,)).graphs[""]))
+    assert listing(fxs.compile(model, None, (x,)).graphs[""]) == [
+        "weight = weight()",
+        "linear = linear(x, weight)",
+        "relu = relu(linear)",
+        "t = t(weight)",
+        "matmul = matmul(relu, t)",
+    ]
     compiled = fxs.compile(model, SWAT, (x,))
-    ops = [node.target._opname for node in compiled.graphs[""].graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    assert ops == [
-        "refresh_threshold", "sparsify", "refresh_threshold", "sparsify", "count_kept", "swat_linear",
-        "refresh_threshold", "sparsify", "count_kept", "swat_einsum",
-    ]  # fmt: skip
-    roles = [meta.read(node).get("role") for node in compiled.graphs[""].graph.nodes if meta.read(node)]
-    call = ["activation_threshold", "sparse_activation", "activation_counter", "output"]
-    assert roles == ["weight_threshold", "sparse_weight", *call, *call]
-    assert not [node for node in compiled.graphs[""].graph.nodes if node.target in (F.linear, torch.matmul)]
-    contractions = [node for node in compiled.graphs[""].graph.nodes if str(node.target).startswith("fxsparse.swat_")]
-    print(listing(compiled.graphs[""]))
-    assert contractions[0].args[2] is contractions[1].args[2].args[0]
+    site = "fxsparse_sites_weight"
+    assert listing(compiled.graphs[""]) == [
+        "is_grad_enabled = is_grad_enabled()",
+        "fxsparse_clock_now = fxsparse.clock.now()",
+        "weight = weight()",
+        f"{site}_weight_threshold = fxsparse.sites.weight.weight_threshold()",
+        f"{site}_weight_density = fxsparse.sites.weight.weight_density()",
+        "detach = detach(weight)",
+        f"refresh_threshold_default = refresh_threshold(detach, {site}_weight_threshold, fxsparse_clock_now, {site}_weight_density)",
+        "sparsify_default = sparsify(weight, refresh_threshold_default)",
+        *activation_listing("x", 0),
+        "swat_linear_default = swat_linear(x, sparsify_default_1, sparsify_default)",
+        "relu = relu(swat_linear_default)",
+        "t_1 = t(sparsify_default)",
+        *activation_listing("relu", 1),
+        "swat_einsum_default = swat_einsum(relu, sparsify_default_2, t_1)",
+    ]
+    roles = [(node.name, meta.read(node)["role"]) for node in compiled.graphs[""].graph.nodes if "role" in meta.read(node)]
+    assert roles == [
+        ("refresh_threshold_default", "weight_threshold"),
+        ("sparsify_default", "sparse_weight"),
+        ("refresh_threshold_default_1", "activation_threshold"),
+        ("sparsify_default_1", "sparse_activation"),
+        ("count_kept_default", "activation_counter"),
+        ("swat_linear_default", "contraction"),
+        ("refresh_threshold_default_2", "activation_threshold"),
+        ("sparsify_default_2", "sparse_activation"),
+        ("count_kept_default_1", "activation_counter"),
+        ("swat_einsum_default", "contraction"),
+    ]
+
+
+def activation_listing(x: str, call: int) -> list[str]:
+    """What is made of the activation x of a call."""
+    site, again = "fxsparse_sites_weight_activation", f"_{call}" if call else ""
+    detach = 2 * call + 1
+    return [
+        f"{site}_threshold_{call} = fxsparse.sites.weight.activation_threshold_{call}()",
+        f"{site}_density{again} = fxsparse.sites.weight.activation_density()",
+        f"detach_{detach} = detach({x})",
+        f"refresh_threshold_default_{call + 1} = refresh_threshold("
+        f"detach_{detach}, {site}_threshold_{call}, fxsparse_clock_now, {site}_density{again}, is_grad_enabled)",
+        f"detach_{detach + 1} = detach({x})",
+        f"sparsify_default_{call + 1} = sparsify(detach_{detach + 1}, refresh_threshold_default_{call + 1}, is_grad_enabled)",
+        f"{site}_counts_{call} = fxsparse.sites.weight.activation_counts_{call}()",
+        f"count_kept_default{again} = count_kept(sparsify_default_{call + 1}, {site}_counts_{call}, fxsparse_clock_now)",
+    ]
 
 
 def test_changes_say_what_was_done_where_and_why() -> None:
