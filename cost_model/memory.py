@@ -91,7 +91,8 @@ class NodeMemory:
     """What one forward node and its backward make and keep.
 
     inputs: names of the nodes (or residents) it reads. alias_of: the input whose storage its output shares (views, in-place ops).
-    passes_gradient: its inputs' gradients are the output's own (an add). needs_grad False: backward never reaches it.
+    passes_gradient: its inputs' gradients are the output's own (an add); None: exactly if it is an alias.
+    needs_grad False: backward never reaches it.
     """
 
     name: str
@@ -102,7 +103,7 @@ class NodeMemory:
     forward_transient_bytes: int = 0
     backward_transient_bytes: int = 0
     parameter_gradient_bytes: int = 0
-    passes_gradient: bool = False
+    passes_gradient: bool | None = None
     needs_grad: bool = True
 
 
@@ -159,7 +160,7 @@ def _backward_steps(nodes: Sequence[NodeMemory], owner: Mapping[str, str], by_na
             continue
         incoming = gradient[node.name]
         transient = node.backward_transient_bytes + sum(tensor.unpacked_bytes for tensor in node.saved)
-        passed = node.passes_gradient or node.alias_of is not None
+        passed = node.alias_of is not None if node.passes_gradient is None else node.passes_gradient
         reads = [incoming, *(owner.get(tensor.storage, tensor.storage) for tensor in node.saved)]
         for name in dict.fromkeys(node.inputs):
             source = by_name.get(name)

@@ -40,7 +40,8 @@ FLOPS_PER_ELEMENT: dict[str, tuple[float, float]] = {
 class Pointwise:
     """One operator without MACs; bytes and FLOPs are per sample, so that the batch scales them.
 
-    fixed_bytes and fixed_backward_bytes do not grow with the batch (parameters read, parameter gradients written).
+    fixed_bytes and fixed_backward_bytes do not grow with the batch (parameters read, parameter gradients written), nor do
+    fixed_flops and fixed_backward_flops (of operators on parameters).
     free: a view that neither reads nor writes; all its bytes must be 0.
     """
 
@@ -54,6 +55,8 @@ class Pointwise:
     backward_write_bytes: int = 0
     fixed_backward_bytes: int = 0
     backward_flops: float = 0
+    fixed_flops: float = 0
+    fixed_backward_flops: float = 0
     free: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Pointwise:
         sizes = ("read_bytes", "write_bytes", "fixed_bytes", "backward_read_bytes", "backward_write_bytes", "fixed_backward_bytes")
         for name in ("batch", *sizes):
             require_count(f"{where}.{name}", getattr(self, name), at_least=0)
-        for name in ("flops", "backward_flops"):
+        for name in ("flops", "backward_flops", "fixed_flops", "fixed_backward_flops"):
             if not getattr(self, name) >= 0:
                 raise CostError(f"{where}.{name} is {getattr(self, name)!r}; expected a number >= 0")
         if self.free and any(getattr(self, name) for name in sizes):
@@ -113,8 +116,10 @@ class Pointwise:
         return self.fixed_backward_bytes
 
     def pass_flops(self, which: Pass) -> float:
-        """Elementwise FLOPs of one pass; the whole backward stands under grad_input."""
-        return {"forward": self.batch * self.flops, "grad_input": self.batch * self.backward_flops}.get(which, 0.0)
+        """Elementwise FLOPs of one pass; grad_weight carries only what does not grow with the batch."""
+        if which == "forward":
+            return self.batch * self.flops + self.fixed_flops
+        return self.batch * self.backward_flops if which == "grad_input" else self.fixed_backward_flops
 
     def with_batch(self, batch: int) -> Pointwise:
         """The same operator for another number of samples."""

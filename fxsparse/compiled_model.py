@@ -38,6 +38,7 @@ class CompiledModel(nn.Module):
     _policy: Policy
     _report: Report
     _example_batch: int
+    _root_cost: dict[str, Any]
     _attached: bool
 
     def __init__(
@@ -51,6 +52,7 @@ class CompiledModel(nn.Module):
         sites: Mapping[str, Site],
         report: Report,
         example_batch: int = 1,
+        root_cost: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -61,6 +63,7 @@ class CompiledModel(nn.Module):
         own["_policy"] = policy
         own["_report"] = report
         own["_example_batch"] = example_batch
+        own["_root_cost"] = dict(root_cost or {})
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -171,6 +174,11 @@ class CompiledModel(nn.Module):
     def example_batch(self) -> int:
         """The batch size of the example inputs; 1 if there were none."""
         return self._example_batch
+
+    @property
+    def root_cost(self) -> Mapping[str, Any]:
+        """What the root's own Python costs, where the root is no graph."""
+        return MappingProxyType(self._root_cost)
 
     def current_variants(self) -> dict[str, int]:
         """For each captured module the index of the graph that its present mode runs."""

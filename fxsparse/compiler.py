@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxsparse.passes.annotate_cost import annotate_cost
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant
 from fxsparse.passes.capture.graph_forward import Variant
@@ -72,7 +73,8 @@ def compile(
         if not isinstance(item, GraphPass):
             raise FxSparseError(f"extra_passes takes instances of fxsparse.passes.base.GraphPass, got {item!r}")
     _refuse_name_clash(model)
-    captured = capture(model, _example(example_inputs, example_kwargs))
+    example = _example(example_inputs, example_kwargs)
+    captured = capture(model, example)
     found = describe(captured)
     order = execution_order(captured, found)
     sites = {name: found[name] for name in order}
@@ -84,6 +86,7 @@ def compile(
     rewriter = Rewriter(dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
+    root_cost = annotate_cost(captured, names, example)
     install(captured, {change.graph for result in results for change in result.changes}, rewriter)
     report = _report(model, captured, plan, sites, results)
     return CompiledModel(
@@ -95,6 +98,7 @@ def compile(
         sites=sites,
         report=report,
         example_batch=batch_size_of(captured) or 1,
+        root_cost=root_cost,
     )
 
 
@@ -139,7 +143,8 @@ def install(captured: Capture, rewritten: set[str], rewriter: Rewriter) -> None:
     """Puts the graphs in place of their modules' Python. Composites keep torch's own unless something in them was rewritten."""
     for path, forward in captured.forwards.items():
         forward.recapture = rewriter
-        changed_inside = any(other == path or other.startswith(f"{path}.") for other in rewritten)
+        changed_inside = any(other == path or not path or other.startswith(f"{path}.") for other in rewritten)
+        forward.exact = not changed_inside
         if path not in captured.composites or changed_inside:
             forward.owner.__dict__["forward"] = forward
     if rewritten:

@@ -61,7 +61,7 @@ class Policy:
         target = Path(path)
         data = self.to_dict()
         text = json.dumps(data, indent=2) + "\n" if target.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
-        target.write_text(text)
+        target.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -72,13 +72,15 @@ class Policy:
         """
         source = Path(path)
         try:
-            data = yaml.safe_load(source.read_text())
+            text = source.read_text(encoding="utf-8")
+            data = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text)
         except FileNotFoundError:
             raise PolicyError(f"there is no policy file {str(source)!r}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"the policy file {str(source)!r} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise PolicyError(f"the policy file {str(source)!r} is not valid YAML or JSON: {error}") from None
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            kind = "JSON" if source.suffix == ".json" else "YAML"
+            raise PolicyError(f"the policy file {str(source)!r} is not valid {kind}: {error}") from None
         return cls.from_dict(data, source=str(source))
 
 

@@ -155,6 +155,11 @@ def _swat_specs(technique: SWAT, chosen: Sequence[str], sites: Mapping[str, Site
     sparsity = technique.weight_sparsity
     if technique.distribution in ("er", "erk"):
         elements = erdos_renyi(shapes, sparsity, kernel=technique.distribution == "erk")
+        if 0 in elements.values():
+            raise PolicyError(
+                f"{technique.title} at weight_sparsity={sparsity} keeps {sum(elements.values())} weights in {len(elements)} layers, none in "
+                f"{next(name for name, count in elements.items() if count == 0)!r}; lower the sparsity"
+            )
     else:
         elements = {name: kept(1.0 - sparsity, math.prod(shape)) for name, shape in shapes.items()}
     return {name: _swat_spec(technique, sites[name], elements[name]) for name in chosen}

@@ -36,7 +36,10 @@ def erdos_renyi(shapes: Mapping[str, Shape], sparsity: float, *, kernel: bool) -
 
 
 def spread(raw: Mapping[str, float], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Integer counts that sum to ``budget``, each layer's density proportional to ``raw`` and at most 1."""
+    """Integer counts that sum to ``budget``, each layer's density proportional to ``raw`` and at most 1.
+
+    No layer is left without a weight as long as the budget has one for each.
+    """
     dense: set[str] = set()
     while True:
         free = [name for name in sizes if name not in dense]
@@ -59,6 +62,11 @@ def spread(raw: Mapping[str, float], sizes: Mapping[str, int], budget: int) -> d
         for name in open_names[:missing]:
             counts[name] += 1
         missing = budget - sum(counts.values())
+    for name in [name for name, count in counts.items() if count == 0]:
+        richest = max(counts, key=lambda other: counts[other])
+        if counts[richest] > 1:
+            counts[richest] -= 1
+            counts[name] = 1
     return counts
 
 

@@ -31,13 +31,13 @@ class Rule:
 
 
 def verify(gm: fx.GraphModule, path: str = "") -> None:
-    """Checks a graph against all rules.
+    """Checks a graph against all rules, in their order: what went wrong comes before what follows from it.
 
     Raises:
         VerificationError: naming the graph, the node, the rule and what was found.
     """
-    for node in gm.graph.nodes:
-        for rule in RULES:
+    for rule in RULES:
+        for node in gm.graph.nodes:
             found = rule.broken(gm, node)
             if found is not None:
                 raise VerificationError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +20,7 @@ from .proxies import Refused
 from .recipes import RECIPES, is_composite
 from .signature import Arguments, CallSignature, Mismatch
 from .tracer import CaptureTracer
+from .watch import RandomWatch
 
 CONTRACTION_MODULES = (
     nn.Conv1d,
@@ -55,7 +59,8 @@ def capture(model: nn.Module, example: Arguments | None) -> Capture:
         TraceError: the example inputs do not fit the model, or the model is in no state to be captured.
     """
     _refuse_strange_states(model)
-    return _Capturer(clone_modules(model), example).run()
+    with _leaving_no_trace():
+        return _Capturer(clone_modules(model), example).run()
 
 
 def capture_variant(owner: nn.Module, path: str, example: Arguments) -> Variant:
@@ -68,7 +73,8 @@ def capture_variant(owner: nn.Module, path: str, example: Arguments) -> Variant:
     owner_copy.__dict__.pop("forward", None)
     capturer = _Capturer(owner_copy, None)
     try:
-        graph, signature, facts = capturer.trace(owner_copy, "", example)
+        with _leaving_no_trace():
+            graph, signature, facts = capturer.trace(owner_copy, "", example)
     except Refused as refusal:
         raise TraceError(f"module {path!r} cannot be captured for a call of this form: {refusal}") from None
     if capturer.left.keys() - {name for name, module in owner.named_modules() if "forward" in module.__dict__}:
@@ -164,11 +170,11 @@ class _Capturer:
         return variants
 
     def trace(self, module: nn.Module, path: str, example: Arguments | None) -> tuple[fx.Graph, CallSignature, Facts]:
-        forward = RECIPES.get(type(module), type(module).forward)
         if "forward" in module.__dict__:
             raise Refused("its forward was replaced on the instance")
         if isinstance(module, torch.jit.ScriptModule):
             raise Refused("it is a TorchScript module")
+        forward = RECIPES.get(type(module)) or type(module).forward
         try:
             signature = CallSignature(forward, example)
         except Mismatch as mismatch:
@@ -223,6 +229,20 @@ class _Capturer:
                 pass
         for name, call in calls.items():
             self.calls.setdefault(name, call)
+
+
+@contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """Puts all random states back, and keeps fake tensors from logging shapes that do not fit: they become an error or a reason."""
+    randomness = RandomWatch()
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        randomness.restore()
 
 
 def _refuse_strange_states(model: nn.Module) -> None:

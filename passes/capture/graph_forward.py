@@ -79,6 +79,9 @@ class GraphForward:
 
     Args:
         recapture: makes a variant for a call that none fits; None refuses such calls.
+
+    Attributes:
+        exact: nothing in the graphs was rewritten, so that the module's own Python may take calls that cannot be captured.
     """
 
     def __init__(self, owner: nn.Module, path: str, variants: list[Variant], recapture: Recapture | None = None) -> None:
@@ -86,6 +89,7 @@ class GraphForward:
         self.path = path
         self.variants = variants
         self.recapture = recapture
+        self.exact = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner = self.owner
@@ -93,10 +97,15 @@ class GraphForward:
             tensors = variant.tensors(owner, args, kwargs)
             if tensors is not None:
                 return type(variant.graph_module).forward(owner, *tensors)
-        variant = self._another(args, kwargs)
-        tensors = variant.tensors(owner, args, kwargs)
-        if tensors is None:
-            raise TraceError(f"the graph captured for this call of {self._name()} does not accept the call itself")
+        try:
+            variant = self._another(args, kwargs)
+            tensors = variant.tensors(owner, args, kwargs)
+            if tensors is None:
+                raise TraceError(f"the graph captured for this call of {self._name()} does not accept the call itself")
+        except TraceError:
+            if self.exact:
+                return type(owner).forward(owner, *args, **kwargs)
+            raise
         return type(variant.graph_module).forward(owner, *tensors)
 
     def current(self) -> fx.GraphModule:
@@ -122,7 +131,8 @@ class GraphForward:
         if self.recapture is None or len(self.variants) >= MAX_VARIANTS:
             raise TraceError(
                 f"{self._name()} was called in a form that was not captured: {difference}. "
-                f"{len(self.variants)} forms are captured, and at most {MAX_VARIANTS} are kept; compile it with example inputs of this form"
+                f"{len(self.variants)} forms are captured, and at most {MAX_VARIANTS} are kept; compile it with example inputs of this form, "
+                "and pass a number that changes from call to call as a tensor"
             )
         variant = self.recapture(self.owner, self.path, (args, kwargs))
         self.variants.append(variant)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dis
 import operator
+import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from .tracer import CaptureTracer
 
 _TORCH_ROOT = torch.__path__[0]
+_OWN_ROOT = os.path.dirname(__file__)
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift", "irshift")
+
+
+_OWN_ATTRIBUTES = frozenset({"tracer", "node", "root", "attribute", "path", "flag", "_node"})
 
 
 class Refused(Exception):
@@ -44,7 +50,7 @@ class ValueProxy(fx.Proxy):
             return type(self)
         value = self.value
         if value is UNKNOWN:
-            if not sys._getframe(1).f_code.co_filename.startswith(_TORCH_ROOT):
+            if not sys._getframe(1).f_code.co_filename.startswith((_TORCH_ROOT, _OWN_ROOT)):
                 self.tracer.refuse("it asks for the type of a value that is not known before it runs")
             return torch.Tensor
         return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
@@ -52,9 +58,16 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name == "_is_param":
             return isinstance(self.value, torch.nn.Parameter)
+        if name == "_is_buffer":
+            return False
         if name == "ndim" and isinstance(self.value, torch.Tensor):
             return self.dim()
         return ValueAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN_ATTRIBUTES:
+            self.tracer.refuse(f"it assigns to the attribute {name!r} of a tensor")
+        object.__setattr__(self, name, value)
 
     def dim(self) -> Any:
         if isinstance(self.value, torch.Tensor):
@@ -115,6 +128,19 @@ class ValueProxy(fx.Proxy):
 
     def __contains__(self, _item: Any) -> bool:
         self.tracer.refuse("it asks whether a value is contained in a tensor")
+
+
+def _in_place(name: str) -> Callable[[ValueProxy, Any], Any]:
+    target = getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:  # without them ``x += y`` would make a new tensor, and other names of x would keep the old values
+    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
 
 
 class ValueAttribute(ValueProxy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class CallSignature:
         Raises: Mismatch if the call's structure, constants or shared tensors differ from the captured ones.
         """
         if self._plain and not kwargs and len(args) == len(self.tensor_names):
-            if all(isinstance(value, torch.Tensor) for value in args) and len({id(value) for value in args}) == len(args):
+            if all(isinstance(value, torch.Tensor) for value in args) and _are_distinct(args):
                 return args
         leaves, spec = pytree.tree_flatten(self._normal_form(args, kwargs))
         if spec != self._spec:
@@ -98,7 +98,7 @@ class CallSignature:
                 raise Mismatch("two arguments were the same tensor, and are two")
             else:
                 found[slot] = leaf
-        if len({id(value) for value in found}) != len(found):
+        if not _are_distinct(found):
             raise Mismatch("two arguments are the same tensor, and were two")
         return tuple(found)
 
@@ -132,6 +132,11 @@ class CallSignature:
     @staticmethod
     def _is_flat(args: list[Any], kwargs: dict[str, Any]) -> bool:
         return not kwargs and all(len(leaves := pytree.tree_leaves(value)) == 1 and leaves[0] is value for value in args)
+
+
+def _are_distinct(tensors: Sequence[Any]) -> bool:
+    """Whether no tensor is there twice. By "is": torch.compile would guard on an id, and recompile for every new tensor."""
+    return not any(first is second for index, first in enumerate(tensors) for second in tensors[:index])
 
 
 def _equal(leaf: Any, constant: Any) -> bool:

@@ -29,9 +29,10 @@ from .watch import RandomWatch, StateWatch, ambient_state, unsafe_caller
 
 _FACTORIES = frozenset(
     getattr(torch, name)
-    for name in ["arange", "bartlett_window", "blackman_window", "empty", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"]
+    for name in ["arange", "bartlett_window", "blackman_window", "empty", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace", "logspace", "as_tensor", "asarray", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"]
 )
 _GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr"})
+_CHANGES_SETTING = "it changes a global setting of torch inside its forward (grad mode, autocast, default dtype, attention kernels, saved-tensor hooks)"
 _LAYOUT_READINGS = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared"})
 _DTYPE_READINGS = frozenset(["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"])
 _UNKNOWABLE = (
@@ -141,11 +142,7 @@ class CaptureTracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None) -> fx.Node:
         if kind not in ("placeholder", "output"):
-            if ambient_state() != self._ambient:
-                self.refuse("it changes grad mode, inference mode or autocast inside its forward")
-            reason = unsafe_caller(sys._getframe(1), _BOUNDARIES)
-            if reason is not None:
-                self.refuse(reason)
+            self._require_safe(sys._getframe(1))
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta.pop("seq_nr", None)
         if kind == "placeholder":
@@ -153,6 +150,14 @@ class CaptureTracer(fx.Tracer):
         elif kind != "output":
             node.meta["val"] = self._value(node)
         return node
+
+    def _require_safe(self, frame: types.FrameType) -> None:
+        """Refuses if the code of the module that is running, which ``frame`` belongs to, must keep its Python."""
+        if ambient_state() != self._ambient:
+            self.refuse(_CHANGES_SETTING)
+        reason = unsafe_caller(frame, _BOUNDARIES)
+        if reason is not None:
+            self.refuse(reason)
 
     def _value(self, node: fx.Node) -> Any:
         if _reading(node) in _GRAD_FACTS:
@@ -189,7 +194,10 @@ class CaptureTracer(fx.Tracer):
             return a.node
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs and not self._is_buffer(a):
             self.refuse("it uses a tensor that is neither a parameter nor a buffer of the model, computed outside the graph")
-        return super().create_arg(a)
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            self.refuse(f"it passes an object of type {type(a).__name__} to an operator, or returns one")
 
     def _is_buffer(self, tensor: torch.Tensor) -> bool:
         return any(tensor is buffer for buffer in self.root.buffers())
@@ -233,6 +241,7 @@ class CaptureTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
             return forward(*args, **kwargs)
+        self._require_safe(sys._getframe(1))
         try:
             path = self.path_of_module(m)
         except NameError:
@@ -251,7 +260,7 @@ class CaptureTracer(fx.Tracer):
     def _attempt(self, run: Callable[[], Any], module: nn.Module | None = None, path: str = "") -> Any:
         """What ``run`` returns, or a _Failure after which graph, module and random states are as before."""
         last = next(iter(reversed(self.graph.nodes)), None)
-        state = StateWatch(module) if module is not None else None
+        state = StateWatch(*_python_modules(module)) if module is not None else None
         randomness = RandomWatch()
         facts = (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read, dict(self.training_branches), self.misfit, dict(self.left))
         poison, self._poison = self._poison, None
@@ -280,7 +289,7 @@ class CaptureTracer(fx.Tracer):
         if changed is not None:
             return f"it writes its attribute {changed!r} in forward"
         if ambient_state() != self._ambient:
-            return "it changes grad mode, inference mode or autocast inside its forward"
+            return _CHANGES_SETTING
         return "it draws random numbers in Python" if randomness.drawn() else None
 
     def _erase_after(self, last: fx.Node | None) -> None:
@@ -303,7 +312,12 @@ class CaptureTracer(fx.Tracer):
 
         def run(*tensors: Any) -> Any:
             args, kwargs = self.signature.arguments(tensors)
-            return forward(root, *args, **kwargs)
+            before, form = pytree.tree_flatten((args, kwargs))
+            result = forward(root, *args, **kwargs)
+            after, other_form = pytree.tree_flatten((args, kwargs))
+            if form != other_form or any(a is not b for a, b in zip(before, after, strict=True)):
+                self.refuse("it writes into a list or dictionary that its caller passes")
+            return result
 
         return run, placeholders
 
@@ -313,31 +327,27 @@ class CaptureTracer(fx.Tracer):
         Raises: Refused with the reason if the module itself cannot be traced; it is then as it was before.
         """
         modules = dict(root.named_modules())
-        flags = {module: module.training for module in modules.values() if not isinstance(module, torch.jit.ScriptModule)}
-        watches = [StateWatch(module) for module in flags]
+        flags = {module: module.training for module in _python_modules(root)}
         randomness = RandomWatch()
-        reason = None
         for path, module in modules.items():
             if module in flags:
                 module.__dict__["training"] = TrainingProxy(self, path, flags[module])
                 module.__dict__["train"] = _forbidden(self, "train() or eval()")
                 module.__dict__["requires_grad_"] = _forbidden(self, "requires_grad_()")
+        state = StateWatch(*flags)
         try:
             with guarded_calls(self.refuse, lambda: self._evaluating), _FactoryMode(self):
                 graph = super().trace(root)
-            changed = next((found for found in (watch.change() for watch in watches) if found is not None), None)
-            reason = self._poison or (f"it writes the attribute {changed!r} of a module in forward" if changed else None)
-            reason = reason or self._side_effect(None, randomness)
+            reason = self._poison or self._side_effect(state, randomness)
         except Exception as error:
             reason = str(error) if isinstance(error, Refused) else (self._poison or f"{type(error).__name__}: {_first_line(error)}")
         finally:
+            state.restore()
             for module, flag in flags.items():
                 module.__dict__.pop("train", None)
                 module.__dict__.pop("requires_grad_", None)
                 module.__dict__["training"] = flag
         if reason is not None:
-            for watch in watches:
-                watch.restore()
             randomness.restore()
             raise Refused(reason)
         graph._tracer_cls = None
@@ -391,6 +401,11 @@ class _FactoryMode(TorchFunctionMode):
         if not tracer._evaluating and func in _FACTORIES:
             return tracer.create_proxy("call_function", func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _python_modules(root: nn.Module) -> list[nn.Module]:
+    """The modules of a tree whose attributes Python can write."""
+    return [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -9,59 +9,63 @@ import random
 import sys
 import textwrap
 import types
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-_IGNORED = frozenset({"training", "train", "requires_grad_"})
+from .clone import is_plain_object
+
+_DEPTH = 4
 
 
 class StateWatch:
-    """A module's attributes, parameters and buffers at one moment: what has changed since, and the way back."""
+    """The attributes of some modules at one moment, down into containers and plain objects: what has changed, and the way back."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._attributes = {name: (value, _contents(value)) for name, value in module.__dict__.items() if name not in _IGNORED}
+    def __init__(self, *modules: nn.Module) -> None:
+        self._holders: dict[int, tuple[str, Any, Any]] = {}
+        for module in modules:
+            for name, value in self._remember("", module.__dict__):
+                self._descend(name, value, _DEPTH)
+
+    def _remember(self, name: str, holder: Any) -> list[tuple[str, Any]]:
+        self._holders[id(holder)] = (name, holder, holder.copy())
+        if isinstance(holder, dict):
+            return [(name or str(key), value) for key, value in holder.items()]
+        return [(name, value) for value in holder]
+
+    def _descend(self, name: str, value: Any, depth: int) -> None:
+        if isinstance(value, (torch.Tensor, fx.Proxy)):
+            return
+        holder = value if isinstance(value, (list, dict, set, deque)) else getattr(value, "__dict__", None) if is_plain_object(value) else None
+        if holder is None or id(holder) in self._holders or depth == 0:
+            return
+        for _, inner in self._remember(name, holder):
+            self._descend(name, inner, depth - 1)
 
     def change(self) -> str | None:
         """The name of an attribute that was written, deleted or added since; None if there is none."""
-        now = {name: value for name, value in self._module.__dict__.items() if name not in _IGNORED}
-        for name in now.keys() | self._attributes.keys():
-            if name not in now or name not in self._attributes:
-                return name
-            value, contents = self._attributes[name]
-            if now[name] is not value or not _same(_contents(value), contents):
-                return name
+        for name, holder, contents in self._holders.values():
+            if not _same(holder, contents):
+                return name or next(key for key in {**holder, **contents} if holder.get(key, self) is not contents.get(key, self))
         return None
 
     def restore(self) -> None:
-        """Puts every attribute back, the contents of its lists, dicts and sets included."""
-        attributes = self._module.__dict__
-        for name in [name for name in attributes if name not in self._attributes and name not in _IGNORED]:
-            del attributes[name]
-        for name, (value, contents) in self._attributes.items():
-            attributes[name] = value
-            if isinstance(value, list):
-                value[:] = contents
-            elif isinstance(value, dict) or isinstance(value, set):
-                value.clear()
-                value.update(contents)
-
-
-def _contents(value: Any) -> Any:
-    return value.copy() if isinstance(value, (list, dict, set)) else None
+        """Puts every attribute back, the contents of containers included."""
+        for _, holder, contents in self._holders.values():
+            if not _same(holder, contents):
+                holder.clear()
+                holder.extend(contents) if isinstance(holder, (list, deque)) else holder.update(contents)
 
 
 def _same(now: Any, then: Any) -> bool:
-    if isinstance(now, dict):
-        return list(now) == list(then) and all(now[key] is then[key] for key in now)
-    if isinstance(now, list):
-        return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
     if isinstance(now, set):
         return now == then
-    return True
+    if isinstance(now, dict):
+        return list(now) == list(then) and all(now[key] is then[key] for key in now)
+    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
 
 
 class RandomWatch:
@@ -72,6 +76,7 @@ class RandomWatch:
         numpy = sys.modules.get("numpy")
         self._numpy = numpy.random.get_state() if numpy is not None else None
         self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def drawn(self) -> bool:
         """Whether a random number was drawn since."""
@@ -85,16 +90,24 @@ class RandomWatch:
     def restore(self) -> None:
         random.setstate(self._python)
         torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
 def ambient_state() -> tuple[Any, ...]:
-    """Grad mode, inference mode and autocast state, as one value to compare."""
+    """Everything global that decides what an operator computes or saves, as one value to compare."""
     devices = ("cpu", "cuda")
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
+        torch._C._get_flash_sdp_enabled(),
+        torch._C._get_mem_efficient_sdp_enabled(),
+        torch._C._get_math_sdp_enabled(),
         *((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices),
     )
 
@@ -112,20 +125,42 @@ def unsafe_caller(frame: types.FrameType | None, stops: tuple[types.CodeType, ..
                 return "it checkpoints activations, which a traced graph would no longer do"
         elif code.co_filename.startswith(_OWN_ROOT):
             pass
+        elif _asks_type_of_proxy(frame):
+            return "it compares type(x) of a tensor; isinstance(x, Tensor) can be answered while it is traced"
         elif any(first <= frame.f_lineno <= last for first, last in _guarded_lines(code)):
             return "it computes inside try/except, whose handler a traced graph would lose"
         frame = frame.f_back
     return None
 
 
+def _asks_type_of_proxy(frame: types.FrameType) -> bool:
+    """Whether a function calls ``type`` on one of its variables that is a proxy now; nothing can answer that truly."""
+    if "type" not in frame.f_code.co_names:
+        return False
+    return any(isinstance(frame.f_locals.get(name), fx.Proxy) for name in _names_whose_type_is_asked(frame.f_code))
+
+
+@lru_cache(maxsize=4096)
+def _names_whose_type_is_asked(code: types.CodeType) -> frozenset[str]:
+    calls = (node for node in ast.walk(_source_tree(code)[0]) if isinstance(node, ast.Call) and len(node.args) == 1)
+    return frozenset(
+        call.args[0].id for call in calls if isinstance(call.func, ast.Name) and call.func.id == "type" and isinstance(call.args[0], ast.Name)
+    )
+
+
+def _source_tree(code: types.CodeType) -> tuple[ast.AST, int]:
+    """A function's syntax tree and first line; an empty tree if there is no source."""
+    try:
+        lines, start = inspect.getsourcelines(code)
+        return ast.parse(textwrap.dedent("".join(lines))), start
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return ast.Module([], []), 0
+
+
 @lru_cache(maxsize=4096)
 def _guarded_lines(code: types.CodeType) -> tuple[tuple[int, int], ...]:
     """Line ranges of the try bodies with handlers in a function's source; empty if there is none, or no source."""
-    try:
-        lines, start = inspect.getsourcelines(code)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return ()
+    tree, start = _source_tree(code)
     return tuple(
         (start + node.body[0].lineno - 1, start + (node.body[-1].end_lineno or 0) - 1)
         for node in ast.walk(tree)

@@ -86,7 +86,7 @@ def test_isinstance_decides_as_in_eager(example: Any) -> None:
 class IsTensor(Layers):
     def forward(self, x: Any) -> Tensor:
         x = self.a(x)
-        return self.b(x) if torch.is_tensor(x) and type(x).__name__ != "list" else x
+        return self.b(x) if torch.is_tensor(x) else x
 
 
 def test_is_tensor_of_an_activation() -> None:
@@ -100,7 +100,7 @@ class TypeOf(Layers):
 
 
 def test_type_of_an_activation() -> None:
-    compile_neutral(TypeOf(), X)
+    assert_left(compile_neutral(TypeOf(), X), "", "it compares type(x)")
 
 
 class Caught(Layers):
@@ -117,6 +117,37 @@ def test_try_around_tensor_code_keeps_its_python() -> None:
     compiled = compile_neutral(model, X)
     assert_left(compiled, "", "try/except", {"a", "b"})
     agree(compiled, model, torch.randn(4, 4))
+
+
+class CaughtLeaf(Layers):
+    """Only a layer is called inside the guarded block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            x = self.a(x)
+        except RuntimeError:
+            x = x * 2
+        return x
+
+
+class CaughtChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Sequential(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.child(x)
+        except RuntimeError:
+            return x
+
+
+@pytest.mark.parametrize("kind", [CaughtLeaf, CaughtChild])
+def test_try_around_a_sub_module_keeps_its_python(kind: type[nn.Module]) -> None:
+    model = kind()
+    compiled = compile_neutral(model, X)
+    assert "try/except" in compiled.report.left[""]
+    assert torch.equal(compiled(torch.ones(2, 5)), model(torch.ones(2, 5)))
 
 
 class CaughtBare(Layers):
@@ -254,13 +285,22 @@ def test_branch_on_the_image_size_gets_a_graph_for_each(kind: type[nn.Module]) -
 
 
 def test_more_forms_than_are_kept_are_refused_with_a_reason() -> None:
-    compiled = fxs.compile(OnSpace(), None, (IMAGE,))
+    compiled = fxs.compile(OnSpace(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (IMAGE,))
     for size in range(3, 10):
         compiled(torch.randn(1, 3, size, size))
     compiled(torch.randn(4, 3, 9, 9))
     with pytest.raises(fxs.TraceError, match=r"at most 8 are kept; compile it with example inputs of this form"):
         for size in range(10, 20):
             compiled(torch.randn(1, 3, size, size))
+
+
+def test_more_forms_than_are_kept_fall_back_to_python_where_nothing_was_rewritten() -> None:
+    model = OnSpace()
+    compiled = fxs.compile(model, None, (IMAGE,))
+    for size in range(3, 16):
+        x = torch.randn(1, 3, size, size)
+        assert torch.equal(compiled(x), model(x))
+    assert len(compiled._forwards[""].variants) == 8
 
 
 class OnRank(Layers):

@@ -98,22 +98,15 @@ def test_part_that_changes_a_mode_keeps_its_python(part: type[Part]) -> None:
     assert {"", "part.inner"} <= set(compiled.graphs)
 
 
-@pytest.mark.parametrize("policy_mode", [torch.no_grad, torch.enable_grad])
-def test_enable_grad_means_the_same_under_no_grad(policy_mode: Any) -> None:
-    model = Inside(EnableGrad())
+@pytest.mark.parametrize("part", [EnableGrad, AutocastOff])
+def test_region_that_changes_nothing_while_compiling_keeps_its_python(part: type[Part]) -> None:
+    model = part()
     compiled = compile_neutral(model, X)
-    with policy_mode():
+    assert_left(compiled, "", MODES, {"inner"})
+    with torch.no_grad():
         assert compiled(X).requires_grad == model(X).requires_grad
-        assert compiled.part(X).requires_grad == model.part(X).requires_grad
-
-
-def test_autocast_off_region_means_the_same_under_autocast() -> None:
-    model = Inside(AutocastOff())
-    compiled = compile_neutral(model, X)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, found = model(X), compiled(X)
-        assert compiled.part(X).dtype == torch.float32
-    assert torch.equal(expected, found)
+        assert compiled(X).dtype == model(X).dtype
 
 
 def test_mode_around_the_whole_forward_keeps_the_root() -> None:
@@ -183,6 +176,22 @@ class PassThrough(torch.autograd.Function):
         return 3 * grad
 
 
+reverse = Reversal.apply
+pass_through = PassThrough.apply
+
+
+class AppliedByReference(Part):
+    """Calls ``apply`` through a name that was bound when the module was imported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(reverse(x) + pass_through(x))
+
+
+def test_custom_autograd_function_called_by_reference() -> None:
+    compiled = compile_neutral(Inside(AppliedByReference()), X)
+    assert_left(compiled, "part", "torch.autograd.Function (Reversal)", {"", "part.inner"})
+
+
 class Applied(Part):
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         super().__init__()
@@ -248,6 +257,24 @@ def saved_by(model: nn.Module) -> int:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (seen.append(t), t)[1], lambda t: t):
         model(X)
     return len(seen)
+
+
+class SavedHooks(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t):
+            return self.inner(x).sigmoid()
+
+
+class AttentionKernel(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.inner(x)[None, None]
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return nn.functional.scaled_dot_product_attention(q, q, q)[0, 0]
+
+
+@pytest.mark.parametrize("part", [SavedHooks, AttentionKernel])
+def test_region_with_other_settings_keeps_its_python(part: type[Part]) -> None:
+    assert_left(compile_neutral(Inside(part()), X), "part", "it changes a global setting of torch", {"", "part.inner"})
 
 
 class GradInside(Part):

@@ -1,0 +1,317 @@
+"""Prices the calls that graph nodes make; calls of one form are recorded once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxsparse.cost_model.attention import Attention
+from fxsparse.cost_model.recurrent import Recurrent
+
+from ..capture.clone import clone_modules
+from ..recurrent import recurrent, swat_recurrent
+from .price import Price, price_of
+from .products import attention
+from .recording import Recorder, Spec, record_call, spec_of, storage_of
+
+_SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_NAMED_PRODUCTS = frozenset(
+    [torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, operator.imatmul, "matmul", "mm", "bmm", "mv", "__matmul__"]
+    + [torch.addmm, torch.baddbmm, "addmm", "baddbmm", torch.einsum, torch.functional.einsum]
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in a graph: its form, and whose storage it lives in.
+
+    Attributes:
+        owner: the node that made the storage, and which of its storages; ("", NAME) for a parameter or buffer.
+        node: the node whose value it is.
+        fixed: it depends on no sample. parameter: its storage is a parameter's.
+    """
+
+    spec: Spec
+    owner: tuple[str, int | str]
+    node: str = ""
+    fixed: bool = False
+    parameter: bool = False
+
+
+@dataclass
+class InnerCall:
+    """A call of a captured module by a module that keeps its Python; which of the outer call's inputs each tensor is, -1 for none."""
+
+    path: str
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    origins: dict[int, int]
+
+
+@dataclass
+class Answer:
+    """The price of a call, the tensors it was given, and what it called."""
+
+    price: Price
+    attributes: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    inner: list[InnerCall] = field(default_factory=list)
+
+
+class CallPricer:
+    """Prices calls at one batch size, which stands for the samples."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known: dict[Any, Answer] = {}
+
+    def function(self, target: Any, args: Any, kwargs: Any) -> Answer:
+        """A call of a function, or of a tensor's method if the target is its name."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        key = _key((target, spec), leaves)
+        if key is None or key not in self._known:
+            answer = Answer(self._record(target, leaves, spec, _callable(target)))
+            if key is None:
+                return answer
+            self._known[key] = answer
+        return self._known[key]
+
+    def module(self, module: nn.Module, args: Any, kwargs: Any, inside: dict[str, str]) -> Answer:
+        """A call of a module by its own Python.
+
+        Args:
+            inside: the captured modules below it, from their names in it to their paths; they are left out of the price.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        own = None if inside else module_key(module)
+        key = None if own is None else _key((own, spec), leaves)
+        attributes = [*module.named_parameters(), *module.named_buffers()]
+        if key is not None and key in self._known:
+            return Answer(self._known[key].price, attributes)
+        twin = clone_modules(module, convert=self._faked)
+        reads = [*(tensor for _, tensor in twin.named_parameters()), *(tensor for _, tensor in twin.named_buffers())]
+        answer = Answer(Price(operator=type(module).__name__), attributes)
+        answer.price = self._record(module, leaves, spec, twin, reads, inside, answer.inner)
+        if key is not None:
+            self._known[key] = answer
+        return answer
+
+    def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            return tensor
+        with self.mode:
+            found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
+    def _record(
+        self,
+        target: Any,
+        leaves: list[Any],
+        spec: Any,
+        function: Callable[..., Any],
+        attributes: list[torch.Tensor] | None = None,
+        inside: dict[str, str] | None = None,
+        inner: list[InnerCall] | None = None,
+    ) -> Price:
+        held = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Held)))
+        attributes = attributes or []
+        given: list[torch.Tensor] = []
+
+        def call(tensors: list[torch.Tensor], recorder: Recorder) -> Any:
+            given.extend(tensors)
+            places = dict(zip(held, tensors, strict=True))
+            values = [places[leaf] if isinstance(leaf, Held) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(values, spec)
+            if not inside:
+                return function(*args, **kwargs)
+            assert isinstance(function, nn.Module)
+            assert inner is not None
+            with _children_apart(function, inside, recorder, tensors, inner):
+                return function(*args, **kwargs)
+
+        record, sources = record_call(
+            call,
+            [item.spec for item in held],
+            mode=self.mode,
+            batch=self.batch,
+            fixed=[item.fixed for item in held],
+            parameters=[tensor for tensor in attributes if isinstance(tensor, nn.Parameter)],
+            buffers=[tensor for tensor in attributes if not isinstance(tensor, nn.Parameter)],
+        )
+        parameters = {storage_of(tensor) for tensor, item in zip(sources, held, strict=True) if item.parameter}
+        parameters |= {storage_of(tensor) for tensor in attributes if isinstance(tensor, nn.Parameter)}
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        price = price_of(
+            record,
+            sources,
+            batch=self.batch,
+            operator=_operator_name(target),
+            contraction="einsum" if not isinstance(target, nn.Module) and target in _NAMED_PRODUCTS else "linear",
+            attributes=attributes,
+            parameters=parameters,
+            whole=self._whole(target, args, kwargs, record.operations),
+        )
+        price.learned = tuple(
+            slot for slot, (item, tensor) in enumerate(zip(held, sources, strict=True)) if tensor.requires_grad and not item.spec.requires_grad
+        )
+        return price
+
+    def _whole(self, target: Any, args: Any, kwargs: Any, operations: Any) -> Recurrent | Attention | None:
+        """The one workload of a call that torch breaks into many operators."""
+        if target is F.scaled_dot_product_attention:
+            if any(operation.name.startswith("_scaled_dot_product") for operation in operations):
+                return None
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            query, key, value = (given[name] for name in names[:3])
+            with self.mode:
+                tensors = [torch.empty(item.spec.shape, device=item.spec.device, requires_grad=item.spec.requires_grad) for item in (query, key, value)]
+            found = attention(self.batch, *tensors, causal=bool(given.get("is_causal", False)), backward="math")
+            return found.workload if isinstance(found.workload, Attention) else None
+        if target is recurrent:
+            return recurrent_workload(self.batch, *args)
+        if isinstance(target, nn.RNNBase) and args and isinstance(args[0], Held) and len(args[0].spec.shape) == 3:
+            return _of_module(target, args[0])
+        return None
+
+
+def recurrent_workload(
+    batch: int, x: Held, hx: Any, weights: Any, mode: str, bias: bool, layers: int, _dropout: Any, _train: Any, two_ways: bool, batch_first: bool
+) -> Recurrent:
+    """The loop bounds of a ``recurrent`` node."""
+    samples, steps = (x.spec.shape[0], x.spec.shape[1]) if batch_first else (x.spec.shape[1], x.spec.shape[0])
+    gates = {"LSTM": 4, "GRU": 3}[mode]
+    hidden, state = weights[0].spec.shape[0] // gates, weights[1].spec.shape[1]
+    states = pytree.tree_leaves(hx)
+    return Recurrent(
+        cell=mode.lower(),
+        batch=samples,
+        steps=steps,
+        input_size=x.spec.shape[2],
+        hidden_size=hidden,
+        layers=layers,
+        bidirectional=two_ways,
+        projection_size=0 if state == hidden else state,
+        bias=bias,
+        input_needs_grad=x.spec.requires_grad,
+        state_needs_grad=any(isinstance(item, Held) and item.spec.requires_grad for item in states),
+    )
+
+
+def _of_module(module: nn.RNNBase, x: Held) -> Recurrent:
+    samples, steps = (x.spec.shape[0], x.spec.shape[1]) if module.batch_first else (x.spec.shape[1], x.spec.shape[0])
+    return Recurrent(
+        cell="rnn" if module.mode.startswith("RNN") else module.mode.lower(),
+        batch=samples,
+        steps=steps,
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        layers=module.num_layers,
+        bidirectional=module.bidirectional,
+        projection_size=module.proj_size,
+        bias=bool(module.bias),
+        input_needs_grad=x.spec.requires_grad,
+    )
+
+
+def module_key(module: nn.Module) -> Any:
+    """What a module's price depends on beside its arguments; None if that cannot be said."""
+    kind = type(module)
+    if module._modules or not kind.__module__.startswith("torch.nn.") or "forward" in module.__dict__:
+        return None
+    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
+        return None
+    config = []
+    for name, value in module.__dict__.items():
+        if isinstance(value, _SIMPLE) or (isinstance(value, (tuple, list)) and all(isinstance(item, _SIMPLE) for item in value)):
+            config.append((name, tuple(value) if isinstance(value, list) else value))
+    tensors = [(name, None if tensor is None else spec_of(tensor)) for name, tensor in (*module._parameters.items(), *module._buffers.items())]
+    return kind, tuple(config), tuple(tensors)
+
+
+def _key(head: Any, leaves: list[Any]) -> Any:
+    """A hashable description of a call; None if an argument cannot be part of one."""
+    parts: list[Any] = []
+    seen: dict[Held, int] = {}
+    for leaf in leaves:
+        if isinstance(leaf, Held):
+            parts.append((leaf.spec, leaf.fixed, leaf.parameter, seen.setdefault(leaf, len(seen))))
+        elif isinstance(leaf, slice):
+            bounds = (leaf.start, leaf.stop, leaf.step)
+            if not all(isinstance(bound, _SIMPLE) for bound in bounds):
+                return None
+            parts.append(("slice", *bounds))
+        elif isinstance(leaf, _SIMPLE) or leaf is Ellipsis:
+            parts.append((type(leaf), leaf))
+        else:
+            return None
+    try:
+        key = (head, tuple(parts))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _callable(target: Any) -> Callable[..., Any]:
+    if isinstance(target, str):
+        return lambda tensor, *args, **kwargs: getattr(tensor, target)(*args, **kwargs)
+    found: Callable[..., Any] = target
+    return found
+
+
+def _operator_name(target: Any) -> str:
+    if isinstance(target, nn.Module):
+        return type(target).__name__
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+@contextmanager
+def _children_apart(
+    module: nn.Module, inside: dict[str, str], recorder: Recorder, given: list[torch.Tensor], calls: list[InnerCall]
+) -> Iterator[None]:
+    """The module's captured children run unnoticed; what they return is cut off from what they were given."""
+    sources = {storage_of(tensor): slot for slot, tensor in enumerate(given)}
+
+    def stand_in(child: nn.Module, path: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with recorder.pause():
+                out = type(child).forward(child, *args, **kwargs)
+                tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+                origins = {id(tensor): sources.get(storage_of(tensor), -1) for tensor in tensors}
+                recorder.record.tensors += tensors
+                calls.append(InnerCall(path, (args, kwargs), origins))
+                return pytree.tree_map_only(torch.Tensor, lambda tensor: _cut(tensor, recorder), out)
+
+        return forward
+
+    replaced = []
+    for name, path in inside.items():
+        child = module.get_submodule(name)
+        child.__dict__["forward"] = stand_in(child, path)
+        replaced.append(child)
+    try:
+        yield
+    finally:
+        for child in replaced:
+            child.__dict__.pop("forward", None)
+
+
+def _cut(tensor: torch.Tensor, recorder: Recorder) -> torch.Tensor:
+    """A tensor of the same form without its history."""
+    cut = tensor.detach().clone()
+    if not tensor.requires_grad:
+        return cut
+    recorder.leaves.append(cut.requires_grad_())
+    return cut.clone()
+
+
+__all__ = ["Answer", "CallPricer", "Held", "InnerCall", "module_key", "recurrent_workload", "swat_recurrent"]
