@@ -90,19 +90,19 @@ def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sit
                 f"distribution='momentum': {type(optimizer).__name__} keeps {sorted(kept_of_it)} for {name!r}, none of which can be read "
                 "as a momentum; use SGD with momentum > 0, or an optimizer of the Adam family"
             )
-        if momentum is None or bool(state.weight_threshold.isnan()):
-            budget -= kept(float(state.weight_density), weight.numel())
+        if momentum is None or bool(state.get_buffer("weight_threshold").isnan()):
+            budget -= kept(float(state.get_buffer("weight_density")), weight.numel())
             continue
-        active = weight.abs() >= state.weight_threshold
+        active = weight.abs() >= state.get_buffer("weight_threshold")
         means[name] = float(momentum.abs()[active].mean()) if bool(active.any()) else 0.0
         sizes[name] = weight.numel()
     if not all(map(_is_finite, means.values())) or not sum(means.values()):
         return
     for name, count in momentum_counts(means, sizes, budget).items():
         state = _state(model, name)
-        state.weight_density.fill_(count / sizes[name])
+        state.get_buffer("weight_density").fill_(count / sizes[name])
         if model.plan[name].sparsifies_activation and model.plan[name].activation_follows_weight:
-            state.activation_density.fill_(count / sizes[name])
+            state.get_buffer("activation_density").fill_(count / sizes[name])
 
 
 def momentum_counts(means: dict[str, float], sizes: dict[str, int], budget: int) -> dict[str, int]:

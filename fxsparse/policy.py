@@ -121,5 +121,7 @@ def as_policy(given: Policy | Technique | str | Path | None) -> Policy:
     if isinstance(given, (str, Path)):
         if Path(given).suffix in (".yaml", ".yml", ".json") or Path(given).exists():
             return Policy.load(given)
-        raise PolicyError(f"{str(given)!r} is neither a preset nor a policy file{closest(given, presets())}; presets: {', '.join(presets())}")
+        raise PolicyError(
+            f"{str(given)!r} is neither a preset nor a policy file{closest(given, presets())}; presets: {', '.join(presets())}"
+        )
     raise PolicyError(f"a policy is a fxs.Policy, a preset's name or a file's path, got {type(given).__name__}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from types import MappingProxyType
 
 import torch
@@ -142,7 +143,7 @@ def _refuse_overlaps(technique: Technique, chosen: Sequence[str], weights: Mappi
             span = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True)) + 1
             ranges.append((weight.device, weight.data_ptr(), weight.data_ptr() + span * weight.element_size(), name))
     ranges.sort(key=lambda item: (str(item[0]), item[1]))
-    for (device, _, end, name), (other_device, start, _, other) in zip(ranges, ranges[1:], strict=False):
+    for (device, _, end, name), (other_device, start, _, other) in pairwise(ranges):
         if device == other_device and start < end:
             raise PolicyError(
                 f"{technique.title} selects {name!r} and {other!r}, two parameters that share memory; "
@@ -157,8 +158,8 @@ def _swat_specs(technique: SWAT, chosen: Sequence[str], sites: Mapping[str, Site
         elements = erdos_renyi(shapes, sparsity, kernel=technique.distribution == "erk")
         if 0 in elements.values():
             raise PolicyError(
-                f"{technique.title} at weight_sparsity={sparsity} keeps {sum(elements.values())} weights in {len(elements)} layers, none in "
-                f"{next(name for name, count in elements.items() if count == 0)!r}; lower the sparsity"
+                f"{technique.title} at weight_sparsity={sparsity} keeps {sum(elements.values())} weights in {len(elements)} layers, "
+                f"none in {next(name for name, count in elements.items() if count == 0)!r}; lower the sparsity"
             )
     else:
         elements = {name: kept(1.0 - sparsity, math.prod(shape)) for name, shape in shapes.items()}

@@ -32,7 +32,9 @@ class Technique:
             if name == "include" and patterns in ((), []):
                 raise PolicyError(f"{self.title}.include is empty, so that it selects nothing; leave it out to select every contraction")
             if not isinstance(patterns, (tuple, list)) or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-                raise PolicyError(f"{self.title}.{name} is {patterns!r}; expected non-empty glob patterns such as 'layer4.*' or 'type:Linear'")
+                raise PolicyError(
+                    f"{self.title}.{name} is {patterns!r}; expected non-empty glob patterns such as 'layer4.*' or 'type:Linear'"
+                )
             object.__setattr__(self, name, tuple(patterns))
 
     @property
@@ -115,7 +117,9 @@ class SWAT(Technique):
         if not isinstance(self.dense_first, bool):
             raise PolicyError(f"SWAT.dense_first is {self.dense_first!r}; expected True or False")
         if self.distribution == "momentum" and self.structure != "element":
-            raise PolicyError(f"SWAT.distribution 'momentum' counts elements; structure {self.structure!r} goes with 'uniform', 'er' or 'erk'")
+            raise PolicyError(
+                f"SWAT.distribution 'momentum' counts elements; structure {self.structure!r} goes with 'uniform', 'er' or 'erk'"
+            )
 
     @property
     def is_neutral(self) -> bool:

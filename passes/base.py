@@ -66,14 +66,14 @@ class GraphPass(abc.ABC):
         words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in type(self).__name__)
         return words.lstrip("_")
 
-    def requires(self, gm: fx.GraphModule) -> None:
+    def requires(self, gm: fx.GraphModule) -> None:  # noqa: B027 (a pass need not have requirements)
         """Raises PassError if the pass cannot run on this graph."""
 
     @abc.abstractmethod
     def rewrite(self, gm: fx.GraphModule) -> tuple[Change | Skip, ...]:
         """Edits the graph, and says what was edited and what was not."""
 
-    def ensures(self, gm: fx.GraphModule) -> None:
+    def ensures(self, gm: fx.GraphModule) -> None:  # noqa: B027 (nor promises)
         """Raises PassError if the result is not what the pass promises."""
 
     @final

@@ -31,7 +31,6 @@ from .sites import Site, each_axis
 from .specs import SwatSpec
 from .state import CLOCK_TARGET, state_target
 
-
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
 
 
@@ -437,7 +436,9 @@ class _Rewriter:
         first = weights[0][1]
         meta.write(out, site=first.site, role="contraction", sites=[spec.site for _, spec in weights])
         changes = [
-            Change(site=spec.site, graph=self.path, node=out.name, what=f"recurrent with {_described(spec)}", why=f"SWAT selects {spec.site}")
+            Change(
+                site=spec.site, graph=self.path, node=out.name, what=f"recurrent with {_described(spec)}", why=f"SWAT selects {spec.site}"
+            )
             for _, spec in weights[1:]
         ]
         head = Change(
@@ -480,5 +481,7 @@ def _split_padding(geometry: dict[str, Any], kernel: tuple[int, ...]) -> dict[st
 
 def _described(spec: SwatSpec) -> str:
     weight = f"{spec.structure} weights at density {spec.weight_density:.4g}" if spec.sparsifies_weight else "dense weights"
-    activation = f"activations at {spec.activation_density:.4g} by {spec.granularity}" if spec.sparsifies_activation else "dense activations"
+    activation = (
+        f"activations at {spec.activation_density:.4g} by {spec.granularity}" if spec.sparsifies_activation else "dense activations"
+    )
     return f"{weight}, {activation}"

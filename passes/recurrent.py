@@ -32,9 +32,7 @@ def recurrent(
     if hx is None:
         hx = _zero_state(input, weights, mode, num_layers, bidirectional, batch_first)
     if mode == "LSTM":
-        output, hidden, cell = torch._VF.lstm(
-            input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
-        )
+        output, hidden, cell = torch._VF.lstm(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
         return output, (hidden, cell)
     return torch._VF.gru(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
 
@@ -80,13 +78,14 @@ def swat_recurrent(
     directions = 2 if bidirectional else 1
     size = len(weights) // (num_layers * directions)
     x = input.transpose(0, 1) if batch_first else input
-    hidden, cells = [], []
+    hidden: list[Tensor] = []
+    cells: list[Tensor] = []
     for layer in range(num_layers):
         outputs = []
         for direction in range(directions):
             slot = layer * directions + direction
             cell = _Cell(weights[slot * size : (slot + 1) * size], activations[slot * size : (slot + 1) * size], mode, bias, now, wanted)
-            state = (hx[0][slot], hx[1][slot]) if mode == "LSTM" else (hx[slot],)
+            state: tuple[Tensor, ...] = (hx[0][slot], hx[1][slot]) if mode == "LSTM" else (hx[slot],)
             steps, state = cell.run(x, state, backwards=direction == 1)
             outputs.append(steps)
             hidden.append(state[0])
@@ -108,7 +107,7 @@ class _Cell:
     ) -> None:
         self.mode = mode
         self.w_ih, self.w_hh = weights[:2]
-        self.b_ih, self.b_hh = weights[2:4] if bias else (None, None)
+        self.b_ih, self.b_hh = (weights[2], weights[3]) if bias else (None, None)
         projected = len(weights) > (4 if bias else 2)
         self.w_hr = weights[-1] if projected else None
         self.a_ih, self.a_hh = activations[:2]

@@ -20,7 +20,7 @@ class HostBuffers(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HostBuffers:
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if old is None or new is None:
@@ -127,7 +127,9 @@ def state_target(site: str, buffer: str) -> str:
 CLOCK_TARGET = f"{STATE}.clock.now"
 
 
-def sites_state(specs: Mapping[str, SwatSpec], shapes: Mapping[str, list[tuple[int, ...]]], weights: Mapping[str, torch.Tensor]) -> AddedState:
+def sites_state(
+    specs: Mapping[str, SwatSpec], shapes: Mapping[str, list[tuple[int, ...]]], weights: Mapping[str, torch.Tensor]
+) -> AddedState:
     """The state for resolved specs, given the shape of each call's activation threshold."""
     state = AddedState()
     for name, spec in specs.items():

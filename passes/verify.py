@@ -107,10 +107,10 @@ def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
 def _threshold_belongs(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     if node.target is not OPS.sparsify.default:
         return None
-    threshold: Any = node.args[1]
+    threshold, (scored, groups) = node.args[1], node.args[2:4]
     if not isinstance(threshold, fx.Node) or threshold.target is not OPS.refresh_threshold.default:
         return f"its threshold is {threshold}, not a refresh_threshold"
-    if [list(threshold.args[5]), threshold.args[6]] != [list(node.args[2]), node.args[3]]:
+    if threshold.args[5:7] != (scored, groups):
         return "it scores other dimensions than its threshold was selected over"
     measured, sparsified = _without_detach(threshold.args[0]), _without_detach(node.args[0])
     return None if measured is sparsified else f"its threshold was selected on {measured}, not on {sparsified}"

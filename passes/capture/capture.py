@@ -239,7 +239,8 @@ def _leaving_no_trace() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         logger.setLevel(level)
         randomness.restore()
@@ -247,7 +248,8 @@ def _leaving_no_trace() -> Iterator[None]:
 
 def _refuse_strange_states(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise TraceError(f"a torch.nn.Module is compiled, got {type(model).__name__}; wrap a function into a Module's forward")
+        got = f"the class {model.__name__}, which is not an object yet" if isinstance(model, type) else type(model).__name__
+        raise TraceError(f"a torch.nn.Module is compiled, got {got}; wrap a function into a Module's forward")
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
         if isinstance(tensor, nn.parameter.UninitializedTensorMixin):

@@ -31,6 +31,9 @@ class CallSignature:
         self._positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self._takes_extra = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = None if takes_any_name else frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+        self._required_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
         if example is None:
             required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             keyword = {p.name: UNKNOWN for p in required if p.kind is p.KEYWORD_ONLY}
@@ -104,6 +107,12 @@ class CallSignature:
 
     def _normal_form(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Positional arguments as far as they go (defaults filled in), then the rest by name in sorted order."""
+        unknown = [] if self._names is None else sorted(kwargs.keys() - self._names)
+        twice = [name for name in self._positional[: len(args)] if name in kwargs and (self._names is None or name in self._names)]
+        missing = [name for name in self._required_names if name not in kwargs]
+        if unknown or twice or missing:
+            problems = ((unknown, "is not one that it takes"), (twice, "is given twice"), (missing, "is missing"))
+            raise Mismatch(next(f"the argument {names[0]!r} {what}" for names, what in problems if names))
         rest = dict(kwargs)
         positional = list(args)
         for name in self._positional[len(args) :]:

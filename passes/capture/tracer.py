@@ -166,7 +166,7 @@ class CaptureTracer(fx.Tracer):
         target = self._absolute(node.op, node.target)
         args, kwargs = values_of(node.args), values_of(node.kwargs)
         try:
-            if node.op == "call_module" and (str(node.target) in self.left or str(node.target) in self.apart or is_composite(self._module(str(node.target)))):
+            if node.op == "call_module" and any(True for _ in self._module(str(node.target)).parameters()):
                 self.calls.setdefault(target, (args, kwargs))
                 with self.twin.recording(target) as calls:
                     try:

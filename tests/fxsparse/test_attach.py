@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ MOMENTUM = fxs.SWAT(weight_sparsity=0.8, distribution="momentum", dense_first=Fa
 
 def make(sizes: tuple[int, ...] = (8, 12, 10, 6)) -> tuple[fxs.CompiledModel, Tensor]:
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
     x = torch.randn(16, sizes[0])
     return fxs.compile(model, MOMENTUM, (x,)), x
 
@@ -60,7 +61,9 @@ def test_densities_follow_the_momentum_and_the_budget_is_exact(name: str) -> Non
         found = {site: compiled.sparsity()[site] for site in compiled.plan}
         counts = {site: round(found[site]["weight"]["target"] * compiled.get_parameter(site).numel()) for site in compiled.plan}
         assert sum(counts.values()) == budget
-        assert all(found[site]["activation"]["target"] == pytest.approx(counts[site] / compiled.get_parameter(site).numel()) for site in counts)
+        assert all(
+            found[site]["activation"]["target"] == pytest.approx(counts[site] / compiled.get_parameter(site).numel()) for site in counts
+        )
         total = sum(means.values())
         for site, count in counts.items():
             assert count == pytest.approx(means[site] / total * budget, abs=len(counts) + 1)
@@ -76,7 +79,9 @@ def test_the_next_forward_keeps_what_the_densities_say() -> None:
     compiled(x)
     for site, found in compiled.sparsity().items():
         assert found["weight"]["kept"] == round(found["weight"]["target"] * found["weight"]["total"]), site
-    assert sum(found["weight"]["kept"] for found in compiled.sparsity().values()) == sum(spec.weight_kept for spec in compiled.plan.values())
+    assert sum(found["weight"]["kept"] for found in compiled.sparsity().values()) == sum(
+        spec.weight_kept for spec in compiled.plan.values()
+    )
 
 
 def test_activations_with_a_sparsity_of_their_own_do_not_follow() -> None:
@@ -182,7 +187,9 @@ def test_a_layer_that_was_not_used_keeps_its_density() -> None:
     found = compiled.sparsity()
     assert found["b.weight"]["weight"]["target"] == compiled.plan["b.weight"].weight_density
     assert found["a.weight"]["weight"]["target"] != before
-    assert sum(round(row["weight"]["target"] * row["weight"]["total"]) for row in found.values()) == sum(s.weight_kept for s in compiled.plan.values())
+    assert sum(round(row["weight"]["target"] * row["weight"]["total"]) for row in found.values()) == sum(
+        s.weight_kept for s in compiled.plan.values()
+    )
 
 
 def test_a_skipped_step_moves_nothing() -> None:

@@ -84,8 +84,11 @@ def entry(**settings: Any) -> dict[str, Any]:
         ({"techniques": [{"technique": None}]}, ["unknown technique None"]),
         ({"techniques": [{"technique": "SWAT"}]}, ["technique 1 (SWAT)", "weight_sparsity is missing"]),
         (entry(weight_sparsty=0.5), ["unknown key 'weight_sparsty'", "did you mean 'weight_sparsity'"]),
-        (entry(**{"perod": 3}), ["unknown key 'perod'", "did you mean 'period'"]),
-        (entry(distribution="erkk"), ["SWAT.distribution is 'erkk'", "did you mean 'erk' or 'er'?", "one of 'uniform', 'er', 'erk', 'momentum'"]),
+        (entry(perod=3), ["unknown key 'perod'", "did you mean 'period'"]),
+        (
+            entry(distribution="erkk"),
+            ["SWAT.distribution is 'erkk'", "did you mean 'erk' or 'er'?", "one of 'uniform', 'er', 'erk', 'momentum'"],
+        ),
         (entry(structure=["element"]), ["SWAT.structure is"]),
         (entry(granularity=3), ["SWAT.granularity is 3"]),
         (entry(weight_sparsity="0.9"), ["SWAT.weight_sparsity is '0.9'", "[0, 1)"]),
@@ -195,9 +198,9 @@ def test_what_compile_takes_for_a_policy(tmp_path: Path) -> None:
     assert as_policy(None) == fxs.Policy()
     for given_policy in (technique, fxs.Policy(technique), tmp_path / "mine.yaml", str(tmp_path / "mine.yaml"), "swat-u-50"):
         assert as_policy(given_policy) == fxs.Policy(technique)
-    with pytest.raises(fxs.PolicyError, match="'swat-u-9' is neither a preset nor a policy file .did you mean 'swat-u-9"):
+    with pytest.raises(fxs.PolicyError, match=r"'swat-u-9' is neither a preset nor a policy file .did you mean 'swat-u-9"):
         as_policy("swat-u-9")
-    with pytest.raises(fxs.PolicyError, match="there is no policy file 'nowhere.yaml'"):
+    with pytest.raises(fxs.PolicyError, match=r"there is no policy file 'nowhere\.yaml'"):
         as_policy("nowhere.yaml")
     with pytest.raises(fxs.PolicyError, match="got dict"):
         as_policy({"techniques": []})  # type: ignore[arg-type]

@@ -112,13 +112,28 @@ def swat(**settings: Any) -> fxs.SWAT:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, Tensor, list[str]]] = {
-    "misspelt include": (net, swat(include=("layr1.*",)), X, ["SWAT: the pattern 'layr1.*' matches no contraction", "did you mean", "'layer1."]),
+    "misspelt include": (
+        net,
+        swat(include=("layr1.*",)),
+        X,
+        ["SWAT: the pattern 'layr1.*' matches no contraction", "did you mean", "'layer1."],
+    ),
     "exclude that matches nothing": (net, swat(exclude=("fcc",)), X, ["the pattern 'fcc' matches no contraction", "'fc'"]),
     "misspelt type": (net, swat(include=("type:Liner",)), X, ["'type:Liner'", "did you mean 'type:Linear'"]),
     "nothing near": (net, swat(include=("qqq",)), X, ["'qqq'", "sites are, for instance"]),
-    "all excluded": (net, swat(include=("fc",), exclude=("type:Linear",)), X, ["selects nothing", "include=('fc',)", "exclude=('type:Linear',)"]),
+    "all excluded": (
+        net,
+        swat(include=("fc",), exclude=("type:Linear",)),
+        X,
+        ["selects nothing", "include=('fc',)", "exclude=('type:Linear',)"],
+    ),
     "no contraction at all": (lambda: nn.Sequential(nn.ReLU()), swat(), SMALL, ["nothing to do: no contraction with a parameter"]),
-    "two techniques": (net, fxs.Policy(swat(), swat(include=("fc",), period=3)), X, ["two techniques want the weight 'fc.weight'", "exclude"]),
+    "two techniques": (
+        net,
+        fxs.Policy(swat(), swat(include=("fc",), period=3)),
+        X,
+        ["two techniques want the weight 'fc.weight'", "exclude"],
+    ),
     "shared memory": (Shared, swat(), SMALL, ["'a.weight' and 'b.weight'", "share memory", "make them one Parameter"]),
     "shared memory, two techniques": (Shared, fxs.Policy(swat(include=("a",)), swat(include=("b",))), SMALL, ["share memory"]),
     "parametrized": (parametrized, swat(), SMALL, ["1.", "parametrized", "remove_parametrizations", "exclude=('1"]),
@@ -343,7 +358,7 @@ def test_specs_check_themselves(settings: dict[str, Any]) -> None:
     spec = SwatSpec(**good)
     assert (spec.weight_density, spec.activation_density, spec.sparsifies_weight, spec.sparsifies_activation) == (0.3, 0.5, True, True)
     assert spec.to_dict()["technique"] == "SWAT"
-    with pytest.raises(ValueError, match="a.weight: "):
+    with pytest.raises(ValueError, match=r"a\.weight: "):
         SwatSpec(**{**good, **settings})
 
 
@@ -352,4 +367,6 @@ def test_a_compiled_model_is_not_compiled_again() -> None:
     before = copy.deepcopy(compiled.state_dict())
     with pytest.raises(fxs.FxSparseError, match="compiled already"):
         fxs.compile(compiled, swat(), (X,))
-    assert all(torch.equal(a.nan_to_num(3.0), b.nan_to_num(3.0)) for a, b in zip(before.values(), compiled.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a.nan_to_num(3.0), b.nan_to_num(3.0)) for a, b in zip(before.values(), compiled.state_dict().values(), strict=True)
+    )

@@ -80,9 +80,7 @@ def make(name: str, technique: fxs.SWAT = SWAT) -> tuple[fxs.CompiledModel, tupl
 
 def batches(shape: tuple[int, ...], count: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(shape, generator=generator), torch.randint(5, (shape[0],), generator=generator)) for _ in range(count)
-    ]
+    return [(torch.randn(shape, generator=generator), torch.randint(5, (shape[0],), generator=generator)) for _ in range(count)]
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -120,7 +118,11 @@ def through_file(model: fxs.CompiledModel) -> fxs.CompiledModel:
     return loaded
 
 
-COPIES: dict[str, Callable[[fxs.CompiledModel], fxs.CompiledModel]] = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch.save": through_file}
+COPIES: dict[str, Callable[[fxs.CompiledModel], fxs.CompiledModel]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": through_pickle,
+    "torch.save": through_file,
+}
 
 
 @pytest.mark.parametrize("way", COPIES)
@@ -137,7 +139,10 @@ def test_a_copy_in_the_middle_of_a_period_goes_on_alike_and_apart(name: str, way
     assert str(copied.report) == str(compiled.report)
     for path, gm in compiled.graphs.items():
         nodes = zip(gm.graph.nodes, copied.graphs[path].graph.nodes, strict=True)
-        assert all((a.name, a.op, a.target, str(a.args), a.meta.get("custom")) == (b.name, b.op, b.target, str(b.args), b.meta.get("custom")) for a, b in nodes)
+        assert all(
+            (a.name, a.op, a.target, str(a.args), a.meta.get("custom")) == (b.name, b.op, b.target, str(b.args), b.meta.get("custom"))
+            for a, b in nodes
+        )
     other = optimizer_of(copied)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     before = copy.deepcopy(copied.state_dict())
@@ -252,7 +257,9 @@ def test_channels_last_gives_the_same_numbers(structure: str, granularity: str) 
         torch.testing.assert_close(last.get_buffer(key), buffer, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.ConvTranspose2d(8, 8, 3)])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.ConvTranspose2d(8, 8, 3)]
+)
 def test_channels_last_comes_out_as_it_went_in(layer: nn.Module) -> None:
     model, x = nn.Sequential(copy.deepcopy(layer)), torch.randn(2, 8, 5, 5)
     compiled = fxs.compile(model, SWAT, (x,)).to(memory_format=torch.channels_last)

@@ -50,7 +50,14 @@ def compiled_copy(model: nn.Module, *example: Any, **settings: Any) -> fxs.Compi
 
 
 def assert_swat(
-    model: nn.Module, x: Tensor, reference: Callable[..., Tensor], *, rtol: float = 1e-5, atol: float = 1e-5, others: Sequence[Tensor] = (), **settings: Any
+    model: nn.Module,
+    x: Tensor,
+    reference: Callable[..., Tensor],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    others: Sequence[Tensor] = (),
+    **settings: Any,
 ) -> fxs.CompiledModel:
     """The compiled model's output and all gradients are those of ``reference(x, *others, **parameters by name)``."""
     if type(model).__module__.startswith("torch.nn.modules") and not others:
@@ -63,7 +70,9 @@ def assert_swat(
     found = compiled(found_x, *others)
     expected_x = x.detach().clone().requires_grad_()
     parameters = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
-    expected = reference(expected_x, *others, **{name.removeprefix("0.").replace(".", "_"): parameter for name, parameter in parameters.items()})
+    expected = reference(
+        expected_x, *others, **{name.removeprefix("0.").replace(".", "_"): parameter for name, parameter in parameters.items()}
+    )
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
     found_grads = gradients(found, found_x, *(compiled.get_parameter(name) for name in names))
     expected_grads = gradients(expected, expected_x, *parameters.values())

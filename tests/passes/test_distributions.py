@@ -25,7 +25,17 @@ SPARSITIES = st.floats(0.0, 0.999)
 
 @pytest.mark.parametrize(
     ("density", "count", "expected"),
-    [(0.3, 10, 3), (1 - 0.7, 10, 3), (0.1, 1_000_000, 100_000), (1 - 0.9, 10, 1), (0.25, 10, 3), (1.0, 7, 7), (0.0, 7, 0), (1e-9, 7, 1), (1.0, 0, 0)],
+    [
+        (0.3, 10, 3),
+        (1 - 0.7, 10, 3),
+        (0.1, 1_000_000, 100_000),
+        (1 - 0.9, 10, 1),
+        (0.25, 10, 3),
+        (1.0, 7, 7),
+        (0.0, 7, 0),
+        (1e-9, 7, 1),
+        (1.0, 0, 0),
+    ],
 )
 def test_kept_is_the_ceiling_of_what_was_written(density: float, count: int, expected: int) -> None:
     assert kept(density, count) == expected

@@ -41,7 +41,11 @@ def listing(gm: fx.GraphModule) -> list[str]:
     """One line for each node: target(node arguments)."""
 
     def shown(node: fx.Node) -> str:
-        target = node.target if isinstance(node.target, str) else getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
+        target = (
+            node.target
+            if isinstance(node.target, str)
+            else getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
+        )
         return f"{node.name} = {target}({', '.join(map(str, node.all_input_nodes))})"
 
     return [shown(node) for node in gm.graph.nodes if node.op not in ("placeholder", "output")]
@@ -175,7 +179,9 @@ def test_a_run_after_the_fuel_gave_out_does_the_rest() -> None:
 
 
 def deep_model() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 6), nn.Dropout(0.3))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 6), nn.Dropout(0.3)
+    )
 
 
 @pytest.mark.parametrize("fuel", [0, 1, 2, 3, 10])
@@ -200,7 +206,9 @@ def test_fuel_bisects_to_the_first_rewrite_that_matters() -> None:
     assert not torch.equal(outputs[2], outputs[3])
 
 
-@pytest.mark.parametrize("settings", [{"policy": None}, {"policy": fxs.SWAT(weight_sparsity=0.0)}, {"policy": SWAT, "fuel": 0}], ids=["none", "zero", "fuel"])
+@pytest.mark.parametrize(
+    "settings", [{"policy": None}, {"policy": fxs.SWAT(weight_sparsity=0.0)}, {"policy": SWAT, "fuel": 0}], ids=["none", "zero", "fuel"]
+)
 @pytest.mark.parametrize("train", [True, False])
 def test_a_neutral_compilation_equals_the_model_bit_for_bit(settings: dict[str, Any], train: bool) -> None:
     model, x = deep_model(), torch.randn(4, 3, 4, 4)

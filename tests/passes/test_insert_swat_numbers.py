@@ -208,7 +208,9 @@ def test_what_the_model_pads_itself_is_the_activation() -> None:
 
     def reference(x: Tensor, layer_weight: Tensor) -> Tensor:
         given = F.pad(x, (1, 0, 2, 0))
-        return swat(lambda a, w: F.conv2d(F.pad(a, [1] * 4, mode="circular"), w), given, layer_weight, mask_of(layer_weight), mask_of(given))
+        return swat(
+            lambda a, w: F.conv2d(F.pad(a, [1] * 4, mode="circular"), w), given, layer_weight, mask_of(layer_weight), mask_of(given)
+        )
 
     assert_swat(PaddedByHand(), torch.randn(2, 3, 5, 5), reference)
 
@@ -478,7 +480,9 @@ def test_a_module_that_is_called_twice() -> None:
         return swat_linear(swat_linear(x, layer_weight, layer_bias), layer_weight, layer_bias)
 
     compiled = assert_swat(Twice(), torch.randn(5, 6), reference)
-    sparse = [node for node in compiled.graphs[""].graph.nodes if node.meta.get("custom", {}).get("fxsparse", {}).get("role") == "sparse_weight"]
+    sparse = [
+        node for node in compiled.graphs[""].graph.nodes if node.meta.get("custom", {}).get("fxsparse", {}).get("role") == "sparse_weight"
+    ]
     assert len(sparse) == 1
 
 
@@ -510,7 +514,9 @@ def test_self_attention(need_weights: bool) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.mha(x, x, x, need_weights=need_weights)[0]
 
-    def reference(x: Tensor, mha_in_proj_weight: Tensor, mha_in_proj_bias: Tensor, mha_out_proj_weight: Tensor, mha_out_proj_bias: Tensor) -> Tensor:
+    def reference(
+        x: Tensor, mha_in_proj_weight: Tensor, mha_in_proj_bias: Tensor, mha_out_proj_weight: Tensor, mha_out_proj_bias: Tensor
+    ) -> Tensor:
         q, k, v = swat_linear(x, mha_in_proj_weight, mha_in_proj_bias).chunk(3, -1)
         return swat_linear(attention(q, k, v, 2), mha_out_proj_weight, mha_out_proj_bias)
 
@@ -527,7 +533,12 @@ def test_cross_attention_sparsifies_its_joint_weight_once() -> None:
             return self.mha(x, memory, memory)[0]
 
     def reference(
-        x: Tensor, memory: Tensor, mha_in_proj_weight: Tensor, mha_in_proj_bias: Tensor, mha_out_proj_weight: Tensor, mha_out_proj_bias: Tensor
+        x: Tensor,
+        memory: Tensor,
+        mha_in_proj_weight: Tensor,
+        mha_in_proj_bias: Tensor,
+        mha_out_proj_weight: Tensor,
+        mha_out_proj_bias: Tensor,
     ) -> Tensor:
         mask = top_k(mha_in_proj_weight.abs(), 0.7)
         parts = zip((x, memory, memory), mha_in_proj_weight.chunk(3), mha_in_proj_bias.chunk(3), mask.chunk(3), strict=True)
@@ -547,7 +558,13 @@ def test_attention_with_widths_of_their_own() -> None:
             return self.mha(x, key, value)[0]
 
     def reference(
-        x: Tensor, key: Tensor, value: Tensor, mha_q_proj_weight: Tensor, mha_k_proj_weight: Tensor, mha_v_proj_weight: Tensor, mha_out_proj_weight: Tensor
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mha_q_proj_weight: Tensor,
+        mha_k_proj_weight: Tensor,
+        mha_v_proj_weight: Tensor,
+        mha_out_proj_weight: Tensor,
     ) -> Tensor:
         weights = (mha_q_proj_weight, mha_k_proj_weight, mha_v_proj_weight)
         q, k, v = (swat_linear(a, w) for a, w in zip((x, key, value), weights, strict=True))

@@ -29,11 +29,19 @@ def _seeded() -> None:
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, sparsities: tuple[float, float]) -> Tensor:
-    out = swat(F.linear, x, w, top_k(w.abs(), sparsities[0]) if sparsities[0] else 1.0, top_k(x.detach().abs(), sparsities[1]) if sparsities[1] else 1.0)
+    out = swat(
+        F.linear,
+        x,
+        w,
+        top_k(w.abs(), sparsities[0]) if sparsities[0] else 1.0,
+        top_k(x.detach().abs(), sparsities[1]) if sparsities[1] else 1.0,
+    )
     return out if bias is None else out + bias
 
 
-def unrolled(module: nn.RNNBase, weights: dict[str, Tensor], x: Tensor, state: Any, sparsities: tuple[float, float]) -> tuple[Tensor, list[Tensor]]:
+def unrolled(
+    module: nn.RNNBase, weights: dict[str, Tensor], x: Tensor, state: Any, sparsities: tuple[float, float]
+) -> tuple[Tensor, list[Tensor]]:
     """The output sequence and the last hidden states of a module, by the equations in its documentation."""
     x = x.transpose(0, 1) if module.batch_first else x
     hidden = []
@@ -41,7 +49,9 @@ def unrolled(module: nn.RNNBase, weights: dict[str, Tensor], x: Tensor, state: A
         outputs = []
         for direction in range(2 if module.bidirectional else 1):
             suffix = f"l{layer}" + "_reverse" * direction
-            w_ih, w_hh, b_ih, b_hh, w_hr = (weights.get(f"{kind}_{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"))
+            w_ih, w_hh, b_ih, b_hh, w_hr = (
+                weights.get(f"{kind}_{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            )
             slot = layer * (2 if module.bidirectional else 1) + direction
             h, c = (state[0][slot], state[1][slot]) if isinstance(state, tuple) else (state[slot], None)
             from_input = linear(x, w_ih, b_ih, sparsities)

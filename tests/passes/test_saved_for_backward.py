@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fxsparse as fxs
-
 from .swat_reference import compiled_copy
 
 
@@ -98,7 +96,12 @@ def offenders(compiled: nn.Module, x: Tensor) -> list[str]:
     saved, operands = run(compiled, x)
     assert operands.dense
     assert saved
-    found = [f"activation {i}" for i, dense in enumerate(operands.dense) for s in saved if dense.any() and (shares(s, dense) or has_values(s, dense))]
+    found = [
+        f"activation {i}"
+        for i, dense in enumerate(operands.dense)
+        for s in saved
+        if dense.any() and (shares(s, dense) or has_values(s, dense))
+    ]
     weights = [(name, p) for name, p in compiled.named_parameters() if p.dim() > 1]
     return found + [name for name, weight in weights for s in saved if shares(s, weight) or has_values(s, weight)]
 

@@ -180,7 +180,9 @@ def test_each_rule_can_be_broken() -> None:
     assert {rule for rule, _, _ in BROKEN} == {rule.name for rule in RULES}
 
 
-@pytest.mark.parametrize("settings", [{}, {"structure": "filter"}, {"granularity": "channel"}, {"activation_sparsity": 0.0}, {"weight_sparsity": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"structure": "filter"}, {"granularity": "channel"}, {"activation_sparsity": 0.0}, {"weight_sparsity": 0.0}]
+)
 def test_what_the_pass_makes_breaks_none(settings: dict[str, Any]) -> None:
     settings = {"activation_sparsity": 0.5, **settings}
     verify(graph_module(**settings))
