@@ -17,6 +17,7 @@ class Attention:
     """softmax(Q·K^T)·V of `heads` query heads; grouped-query attention has fewer `key_heads` but the same MACs.
 
     backward "math" keeps the score matrix and multiplies 2x the forward; "flash" recomputes Q·K^T: 2.5x for equal head sizes.
+    "fused" never stores the scores either, but what it recomputes is not counted (2x): the CPU's kernel.
     """
 
     batch: int
@@ -34,7 +35,7 @@ class Attention:
         for name in ("heads", "query_length", "key_length", "head_size", "value_size"):
             require_count(f"Attention.{name}", getattr(self, name))
         require_count("Attention.batch", self.batch, at_least=0)
-        require_member("Attention.backward", self.backward, ("math", "flash"))
+        require_member("Attention.backward", self.backward, ("math", "flash", "fused"))
         if self.key_heads is None:
             object.__setattr__(self, "key_heads", self.heads)
         elif require_count("Attention.key_heads", self.key_heads) and self.heads % self.key_heads:

@@ -79,11 +79,11 @@ def _torch(workload: Workload, device: str) -> PassMacs:
     if fused or workload.operator == "bilinear":
         return PassMacs(0, 0, 0)
     if isinstance(workload, Attention):
-        if device == "cpu" and workload.backward == "flash":
+        if device == "cpu" and workload.backward != "math":
             return PassMacs(0, 0, 0)
         pairs = workload.batch * workload.heads * workload.query_length * workload.key_length
         forward = pairs * (workload.head_size + workload.value_size)
-        recomputed = pairs * workload.head_size if workload.backward == "flash" else 0
+        recomputed = pairs * workload.head_size if workload.backward != "math" else 0
         return PassMacs(forward, 2 * forward + recomputed if workload.input_needs_grad else 0, 0)
     forward, grad_input, grad_weight = (workload.macs(which) for which in PASSES)
     if isinstance(workload, Contraction) and workload.operator in ("conv", "conv_transpose"):

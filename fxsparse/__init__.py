@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .checker import CheckReport, check
     from .compiled_model import CompiledModel
     from .compiler import compile
+    from .cost_comparison import CostComparison
+    from .cost_model.accelerator import Accelerator, accelerators
+    from .cost_report import CostReport
+    from .estimator import estimate
     from .policy import Policy
     from .preset_policies import presets
     from .report import Report
@@ -30,6 +34,11 @@ _HOMES = {
     "CheckReport": "checker",
     "check": "checker",
     "compile": "compiler",
+    "Accelerator": "cost_model.accelerator",
+    "accelerators": "cost_model.accelerator",
+    "CostComparison": "cost_comparison",
+    "CostReport": "cost_report",
+    "estimate": "estimator",
     "CompiledModel": "compiled_model",
     "Policy": "policy",
     "presets": "preset_policies",
@@ -39,9 +48,12 @@ _HOMES = {
 
 __all__ = [
     "SWAT",
+    "Accelerator",
     "CheckReport",
     "CompiledModel",
+    "CostComparison",
     "CostError",
+    "CostReport",
     "ExportError",
     "FxSparseError",
     "NumericalError",
@@ -52,8 +64,10 @@ __all__ = [
     "TraceError",
     "VerificationError",
     "__version__",
+    "accelerators",
     "check",
     "compile",
+    "estimate",
     "presets",
 ]
 

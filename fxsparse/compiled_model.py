@@ -17,8 +17,9 @@ from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState
 
 from .attach import Attachment, attach
-from .cost_report import CostReport, cost_of
+from .cost_report import CostReport
 from .errors import FxSparseError
+from .estimator import cost_of
 from .policy import Policy
 from .report import Report
 

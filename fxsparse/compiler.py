@@ -12,7 +12,7 @@ from torch import nn
 
 from fxsparse.passes.annotate_cost import annotate_cost
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
-from fxsparse.passes.capture.capture import Capture, capture, capture_variant
+from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
@@ -86,8 +86,10 @@ def compile(
     rewriter = Rewriter(dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
-    root_cost = annotate_cost(captured, names, example)
-    install(captured, {change.graph for result in results for change in result.changes}, rewriter)
+    rewritten = {change.graph for result in results for change in result.changes}
+    with leaving_no_trace():
+        root_cost = annotate_cost(captured, names, example, rewritten)
+    install(captured, rewritten, rewriter)
     report = _report(model, captured, plan, sites, results)
     return CompiledModel(
         captured.root,

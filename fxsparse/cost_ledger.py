@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -176,6 +176,9 @@ class _Reader:
         self.model = model
         self.graphs = model.graphs
         self.ledger = Ledger()
+        self.sizes: dict[Storage, Pair] = {}
+        self.known: set[str] = set()
+        self.quiet = False
 
     def read(self) -> Ledger:
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
@@ -196,7 +199,7 @@ class _Reader:
         owners: dict[Storage, Storage] = {}
         for index, size in enumerate(facts.pop("given", ())):
             name = "input" if not index else f"input:{index}"
-            self.ledger.given.append((name, (size[0], size[1])))
+            self._given(name, _pair(size))
             owners["input", index] = (name, 0)
         self._node("(model)", "", "", "", facts, owners, {})
 
@@ -212,11 +215,18 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(path, name, node.name, facts, next(given, None), owners, nodes)
             elif node.op not in ("output", "get_attr"):
-                self._node(node.name, path, prefix, meta.read(node).get("site", ""), facts, owners, nodes, str(node.target))
+                self._node(node.name, path, prefix, meta.read(node).get("site", ""), facts, owners, nodes)
         return owners
 
     def _placeholder(
-        self, path: str, name: str, node: str, facts: dict[str, Any], source: Storage | None, owners: dict[Storage, Storage], nodes: dict[str, str]
+        self,
+        path: str,
+        name: str,
+        node: str,
+        facts: dict[str, Any],
+        source: Storage | None,
+        owners: dict[Storage, Storage],
+        nodes: dict[str, str],
     ) -> None:
         if facts["kind"] == "unknown":
             raise CostError(f"graph {path or '(root)'}, input {node!r}: its shape is not known: compile the model with example_inputs")
@@ -224,13 +234,14 @@ class _Reader:
         if source is None:
             owners[node, 0] = (name, 0)
             if path == "":
-                self.ledger.given.append((name, size))
+                self._given(name, size)
                 return
-            self.ledger.memory.append(_Memory(name=name, output=size))
+            self.sizes[name, 0] = size
+            self._add(_Memory(name=name, output=size))
         else:
             owners[node, 0] = source
             producer = (source[0],) if source[0] else ()
-            self.ledger.memory.append(
+            self._add(
                 _Memory(
                     name=name,
                     inputs=producer,
@@ -251,25 +262,47 @@ class _Reader:
         facts: dict[str, Any],
         owners: dict[Storage, Storage],
         nodes: dict[str, str],
-        target: str = "",
+        given: Sequence[Storage | None] = (),
     ) -> None:
         name = f"{prefix}{node}"
         if facts.get("shapeless") and site:
             raise CostError(
-                f"graph {path or '(root)'}, node {node!r} ({site}): its shapes are not known ({facts.get('note')}); compile the model with example_inputs"
+                f"graph {path or '(root)'}, node {node!r} ({site}): its shapes are not known ({facts.get('note')}); "
+                "compile the model with example_inputs"
             )
         back: list[tuple[str, str]] = []
+        inputs = (*self._producers(facts, nodes), *(source[0] for source in given if source and source[0] in self.known))
+        for index, *size in facts.get("spaces", ()):
+            owners[node, index] = (f"{name}:{index}", 0)
+            self.sizes[owners[node, index]] = _pair(size)
+        made: set[str] = set()
         for number, call in enumerate(facts.get("calls", ())):
-            inner_prefix = f"{name}/" if facts["kind"] == "graph" else f"{name}/{call['graph']}{f'#{number}' if number else ''}/"
+            inner_prefix = f"{name}/" if facts["kind"] == "graph" else f"{name}/{call.get('graph', '')}{f'#{number}' if number else ''}/"
             bound = [self._owner(owners, source) for source in call["inputs"]]
+            for source in bound:
+                if source and source[0].startswith(f"{name}:") and source[0] not in made:
+                    made.add(source[0])
+                    before = tuple(dict.fromkeys((*inputs, *(inner for inner, _ in back))))
+                    self._add(_Memory(name=source[0], inputs=before, output=self.sizes[source], needs_grad=True))
+            if "node" in call:
+                self._node(call["node"], path, prefix, "", call["facts"], owners, nodes, given=bound)
+                for index, source, place in call.get("outputs", ()):
+                    owners[node, index] = ("", 0) if source == "" else owners.get((source, place), (name, index))
+                    back.append((f"{prefix}{call['node']}", owners[node, index][0]))
+                continue
+            quiet, self.quiet = self.quiet, self.quiet or bool(facts.get("own_memory"))
             inside = self._graph(call["graph"], inner_prefix, bound)
-            for index, source in enumerate(call.get("outputs", ())):
-                owners[node, index] = inside.get((source[0], source[1]), (name, index))
-                back.append((f"{inner_prefix}{source[0]}", owners[node, index][0]))
-        for index in range(len(facts.get("storages", ()))):
+            self.quiet = quiet
+            for index, source, place in call.get("outputs", ()):
+                owners[node, index] = ("", 0) if source == "" else inside.get((source, place), (name, index))
+                back.append((f"{inner_prefix}{source}", owners[node, index][0]))
+        for index, size in enumerate(facts.get("storages", ())):
             owners[node, index] = (name, index)
+            self.sizes[name, index] = _pair(size)
         saved = tuple(self._kept(owners, name, row) for row in facts.get("saved", ()))
-        if facts["kind"] not in ("graph", "value", "input", "parameter"):
+        if self.quiet:
+            saved = ()
+        if facts.get("own_memory") or facts["kind"] not in ("graph", "value", "input", "parameter"):
             self.ledger.entries.append(
                 Entry(
                     name=name,
@@ -288,47 +321,73 @@ class _Reader:
         if facts["kind"] in ("value", "input", "parameter") and "inputs" not in facts:
             return
         nodes[node] = name
-        self._remember(name, node, facts, owners, nodes, saved, back)
+        self._remember(name, inputs, facts, owners, saved, back)
 
     def _remember(
         self,
         name: str,
-        node: str,
+        inputs: tuple[str, ...],
         facts: dict[str, Any],
         owners: dict[Storage, Storage],
-        nodes: dict[str, str],
         saved: tuple[Kept, ...],
         back: list[tuple[str, str]],
     ) -> None:
+        runs_graph = facts["kind"] == "graph" and not facts.get("own_memory")
         storages = [_pair(size) for size in facts.get("storages", ())]
-        inputs = tuple(nodes[other] for other in facts.get("inputs", ()) if other in nodes)
         alias: str | None = None
         size = (sum(each for each, _ in storages), sum(fixed for _, fixed in storages))
         needs_grad, passes = bool(facts.get("needs_grad")), bool(facts.get("passes_gradient"))
-        if back:
-            inputs, alias, size, passes = tuple(dict.fromkeys(source for source, _ in back)), back[0][1], _pair(facts.get("tensor", (0, 0))), True
-        elif not storages:
+        back = [(source, owner) for source, owner in back if source in self.known and owner in self.known]
+        if back and runs_graph:
+            inputs, alias, size, passes = (
+                tuple(dict.fromkeys(source for source, _ in back)),
+                back[0][1],
+                _pair(facts.get("tensor", (0, 0))),
+                True,
+            )
+        elif back:
+            inputs = tuple(dict.fromkeys((*(source for source, _ in back), *inputs)))
+        if (not back and not storages) or (back and not runs_graph and not storages):
             size, owner = _pair(facts.get("tensor", (0, 0))), facts.get("alias")
             if owner is not None:
                 alias = self._owner(owners, owner)[0] or None
                 needs_grad = needs_grad and alias is not None
             size = size if alias is not None else (0, 0)
             passes = passes or not facts.get("work")
-        given = {key for key, _ in self.ledger.given}
-        kept = tuple((kept.storage[0] if kept.storage[0] in nodes.values() or kept.storage[0] in given else ":".join(map(str, kept.storage)), kept.size) for kept in saved)
-        self.ledger.memory.append(
+        kept = []
+        for one in saved:
+            owner = one.storage[0]
+            if not owner.startswith("buffer:"):
+                is_node = owner in self.known or owner == name
+                kept.append((owner, (0, 0)) if is_node else (":".join(map(str, one.storage)), one.size))
+        self._add(
             _Memory(
                 name=name,
                 inputs=inputs,
                 output=size,
                 alias_of=alias,
-                saved=kept,
+                saved=tuple(kept),
                 transient=tuple(facts.get("transient") or (0, 0, 0, 0)),
                 parameters=tuple((key, number) for key, number in facts.get("parameters", ())),
                 passes_gradient=passes,
                 needs_grad=needs_grad,
             )
         )
+
+    @staticmethod
+    def _producers(facts: dict[str, Any], nodes: dict[str, str]) -> tuple[str, ...]:
+        return tuple(nodes[other] for other in facts.get("inputs", ()) if other in nodes)
+
+    def _add(self, row: _Memory) -> None:
+        if self.quiet:
+            return
+        self.ledger.memory.append(row)
+        self.known.add(row.name)
+
+    def _given(self, name: str, size: Pair) -> None:
+        self.ledger.given.append((name, size))
+        self.sizes[name, 0] = size
+        self.known.add(name)
 
     @staticmethod
     def _owner(owners: dict[Storage, Storage], source: Any) -> Any:
@@ -341,10 +400,11 @@ class _Reader:
         kind, source, index, each, fixed = row
         if kind == "node":
             storage = owners.get((source, index), (f"{name}:{source}", index))
+            each, fixed = self.sizes.get(storage, (each, fixed))
         elif kind == "parameter":
             storage = (f"buffer:{source}", 0)
         else:
-            storage = (f"{name}:own:{each}:{fixed}", len(self.ledger.entries) * 1000 + index)
+            storage = (f"{name}:own", index)
         return Kept(storage=storage, size=(each, fixed))
 
 

@@ -15,13 +15,15 @@ The fact ``cost`` of a node is plain data, every key but ``kind`` left out where
     transient    bytes of its work space: forward and backward, each [of a sample, fixed]
     parameters   [name, bytes] of each parameter that gets a gradient here
     unknown      bytes moved by operators that are not known, by name
-    calls        graphs that it runs: path, the node of each input, the storages that come back
+    calls        graphs that it runs: path, the storage of each input, and of what comes back [index, node, index there]
+    own_memory   true for a composite whose graph is only read: its storages are those of torch's own Python
+    spaces       [index, of a sample, fixed] of the storages that it makes for those graphs
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,27 +36,31 @@ from . import meta
 from .capture.capture import Capture
 from .capture.fake_twin import UNKNOWN
 from .capture.signature import Arguments, Mismatch
-from .pricing.calls import Answer, CallPricer, Held, recurrent_workload
+from .pricing.calls import Answer, CallPricer, Held, InnerCall, recurrent_workload
 from .pricing.price import Leaf, Price
 from .pricing.recording import Amount, Spec, spec_of
 from .recurrent import swat_recurrent
 from .sites import batch_size_of, graphs_in_order
 
 _UNLIKELY_BATCH = 1013
+_MEMORY = ("storages", "alias", "tensor", "saved", "transient", "parameters", "passes_gradient", "needs_grad")
+_INNER = 1 << 16  # storages that a module's Python shares with the graphs that it calls are numbered from here
 
 
-def annotate_cost(captured: Capture, names: Mapping[str, str], example: Arguments | None = None) -> dict[str, Any]:
+def annotate_cost(
+    captured: Capture, names: Mapping[str, str], example: Arguments | None = None, rewritten: Collection[str] = ()
+) -> dict[str, Any]:
     """Prices every node of every graph. Returns the cost of the root's own Python, empty if the root is a graph.
 
     Args:
         names: the site of each parameter, by the parameter's qualified name.
-        example: the model's example inputs.
+        example: the model's example inputs. rewritten: paths of graphs that a pass has changed.
     """
     own = _example_batch(captured, example)
-    first = _Annotator(captured, names, own, _UNLIKELY_BATCH)
+    first = _Annotator(captured, names, own, _UNLIKELY_BATCH, rewritten)
     root = first.run(example)
     if first.failures and own is not None:
-        second = _Annotator(captured, names, own, own)
+        second = _Annotator(captured, names, own, own, rewritten)
         again = second.run(example)
         if second.failures < first.failures:
             return second.written(again)
@@ -67,8 +73,9 @@ def _example_batch(captured: Capture, example: Arguments | None) -> int | None:
 
 
 class _Annotator:
-    def __init__(self, captured: Capture, names: Mapping[str, str], own_batch: int | None, batch: int) -> None:
+    def __init__(self, captured: Capture, names: Mapping[str, str], own_batch: int | None, batch: int, rewritten: Collection[str]) -> None:
         self.captured = captured
+        self.rewritten = rewritten
         self.names = names
         self.own_batch = own_batch
         self.batch = batch
@@ -247,16 +254,17 @@ class _Graph:
         if not leaves and not price.work and not price.saved and not answer.inner:
             return {"kind": "value"}
         saved = []
-        for kind, slot, amount in price.saved:
+        for position, (kind, slot, amount) in enumerate(price.saved):
             if kind == "in":
                 owner = held[slot].owner
                 saved.append(["parameter" if owner[0] == "" else "node", *_named(owner), *self._size(held[slot], amount)])
             elif kind == "attr":
                 saved.append(["parameter", self._tensor_name(answer.attributes[slot]), 0, *amount])
             else:
-                saved.append(["node" if kind == "new" else "own", name, slot, *amount])
+                index = slot + _INNER * (kind == "inner")
+                saved.append(["own", name, position, *amount] if kind == "own" else ["node", name, index, *amount])
         own = {("new", index) for index in range(len(price.storages))}
-        alias = next((self._owner(leaf, held, answer) for leaf in leaves if leaf.origin not in own), None)
+        alias = next((self._owner(leaf, name, held, answer) for leaf in leaves if leaf.origin not in own), None)
         return {
             "kind": "unknown" if price.unknown and not price.work else "priced" if price.work else "free",
             "operator": price.operator,
@@ -265,7 +273,9 @@ class _Graph:
             "alias": list(alias) if alias is not None and not price.storages else None,
             "tensor": list(price.output_bytes),
             "saved": saved,
-            "transient": [*price.forward_transient, *price.backward_transient] if any((*price.forward_transient, *price.backward_transient)) else None,
+            "transient": [*price.forward_transient, *price.backward_transient]
+            if any((*price.forward_transient, *price.backward_transient))
+            else None,
             "parameters": self._learning(price, answer, held),
             "passes_gradient": price.passes_gradient,
             "needs_grad": price.needs_grad,
@@ -280,7 +290,11 @@ class _Graph:
     def _learning(self, price: Price, answer: Answer, held: list[Held]) -> list[list[Any]]:
         if not price.storages:
             return []
-        found = {str(item.owner[1]): item.spec.stored_elements * item.spec.dtype.itemsize for item in held if item.parameter and item.spec.requires_grad}
+        found = {
+            str(item.owner[1]): item.spec.stored_elements * item.spec.dtype.itemsize
+            for item in held
+            if item.parameter and item.spec.requires_grad
+        }
         for attribute in answer.attributes:
             if isinstance(attribute[1], nn.Parameter) and attribute[1].requires_grad:
                 found[self._tensor_name(attribute)] = attribute[1].numel() * attribute[1].element_size()
@@ -289,8 +303,10 @@ class _Graph:
     def _tensor_name(self, attribute: tuple[str, torch.Tensor]) -> str:
         return self.all.tensor_names.get(id(attribute[1]), attribute[0])
 
-    def _owner(self, leaf: Leaf, held: list[Held], answer: Answer) -> tuple[str, int | str]:
+    def _owner(self, leaf: Leaf, name: str, held: list[Held], answer: Answer) -> tuple[str, int | str]:
         kind, slot = leaf.origin
+        if kind in ("new", "inner"):
+            return name, slot + _INNER * (kind == "inner")
         return held[slot].owner if kind == "in" else ("", self._tensor_name(answer.attributes[slot]))
 
     def _value(self, name: str, answer: Answer, args: Any, kwargs: Any) -> Any:
@@ -299,7 +315,7 @@ class _Graph:
         def value(leaf: Any) -> Any:
             if not isinstance(leaf, Leaf):
                 return leaf
-            owner = (name, leaf.origin[1]) if leaf.origin[0] == "new" else self._owner(leaf, held, answer)
+            owner = self._owner(leaf, name, held, answer)
             parameter = held[leaf.origin[1]].parameter if leaf.origin[0] == "in" else False
             return Held(leaf.spec, owner, node=name, fixed=leaf.fixed, parameter=parameter)
 
@@ -317,9 +333,11 @@ class _Graph:
         for other, value in list(self.values.items()):
             self.values[other] = pytree.tree_map_only(
                 Held,
-                lambda item: Held(item.spec._replace(requires_grad=True), item.owner, item.node, item.fixed, item.parameter)
-                if item.owner in changed
-                else item,
+                lambda item: (
+                    Held(item.spec._replace(requires_grad=True), item.owner, item.node, item.fixed, item.parameter)
+                    if item.owner in changed
+                    else item
+                ),
                 value,
             )
 
@@ -381,6 +399,13 @@ class _Graph:
         facts = self._facts(name, answer, args, kwargs)
         value = self._value(name, answer, args, kwargs)
         held = _held(args, kwargs)
+
+        def owner(place: tuple[str, int]) -> list[Any]:
+            kind, slot = place
+            return list(held[slot].owner) if kind == "in" else [name, slot + _INNER]
+
+        if answer.spaces:
+            facts["spaces"] = [[index + _INNER, *amount] for index, amount in answer.spaces.items()]
         for call in answer.inner:
             forward = self.all.captured.forwards[call.path]
             variant = forward.current_variant()
@@ -388,10 +413,20 @@ class _Graph:
                 tensors = variant.signature.tensors(*call.arguments)
             except Mismatch:
                 continue
-            self.all._graph(call.path, variant.graph_module, [spec_of(tensor) for tensor in tensors])
-            origins = [call.origins.get(id(tensor), -1) for tensor in tensors]
-            inputs = [list(held[slot].owner) if slot >= 0 else None for slot in origins]
-            facts.setdefault("calls", []).append({"graph": call.path, "inputs": inputs})
+            result = self.all._graph(call.path, variant.graph_module, [spec_of(tensor) for tensor in tensors])
+            inputs = [owner(answer.places[call.storages[id(tensor)]]) for tensor in tensors]
+            results = [answer.places[storage][1] + _INNER for storage in call.results]
+            made = [list(leaf.owner) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Held)]
+            row: dict[str, Any] = {"graph": call.path, "inputs": inputs}
+            own = self._own_memory_of_inner(f"{name}@{call.path}", call, owner, answer)
+            if own is not None:
+                memory, given = own
+                made = [list(leaf.owner) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Held)]
+                kept = {key: memory[key] for key in _MEMORY if memory.get(key)}
+                head = {"kind": "graph", "operator": type(forward.owner).__name__, "own_memory": True}
+                row = {"node": f"{name}@{call.path}", "inputs": inputs, "facts": {**head, **kept, "calls": [{**row, "outputs": []}]}}
+            row["outputs"] = [[index, *inner] for index, inner in zip(results, made, strict=False)]
+            facts.setdefault("calls", []).append(row)
         return facts, value
 
     def _inside(self, path: str) -> dict[str, str]:
@@ -431,7 +466,7 @@ class _Graph:
                 owner = leaf.owner
             else:
                 owner = (node.name, len(outputs))
-                outputs.append(list(leaf.owner))
+                outputs.append([len(outputs), *leaf.owner])
             return Held(leaf.spec, owner, node=node.name, fixed=leaf.fixed, parameter=leaf.parameter)
 
         value = pytree.tree_map(back, result)
@@ -440,12 +475,44 @@ class _Graph:
         facts = {
             "kind": "graph",
             "operator": type(forward.owner).__name__,
-            "inputs": self._read_by(node),
             "tensor": [sum(size.each for size in sizes), sum(size.fixed for size in sizes)],
             "needs_grad": any(leaf.spec.requires_grad for leaf in held),
-            "calls": [{"graph": path, "inputs": [list(item.owner) for item in bound], "outputs": outputs}],
         }
+        own = self._own_memory(node, path, args, kwargs)
+        if own is not None:
+            memory, value = own
+            facts |= {key: memory[key] for key in _MEMORY if key in memory} | {"own_memory": True}
+        facts["inputs"] = self._read_by(node)
+        facts["calls"] = [{"graph": path, "inputs": [list(item.owner) for item in bound], "outputs": [] if own else outputs}]
         return facts, value
+
+    def _own_memory(self, node: fx.Node, path: str, args: Any, kwargs: Any) -> tuple[dict[str, Any], Any] | None:
+        """What a composite keeps whose graph is there to be read only, because torch's own Python runs; None if its graph runs."""
+        if path not in self.all.captured.composites or any(other == path or other.startswith(f"{path}.") for other in self.all.rewritten):
+            return None
+        return self._memory_of(node.name, path, args, kwargs)
+
+    def _own_memory_of_inner(
+        self, name: str, call: InnerCall, owner: Callable[[tuple[str, int]], list[Any]], outer: Answer
+    ) -> tuple[dict[str, Any], Any] | None:
+        path = call.path
+        if path not in self.all.captured.composites or any(other == path or other.startswith(f"{path}.") for other in self.all.rewritten):
+            return None
+
+        def held(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            source = owner(outer.places[call.storages[id(leaf)]])
+            return Held(spec_of(leaf), (source[0], source[1]), node=str(id(leaf)))
+
+        return self._memory_of(name, path, *pytree.tree_map(held, call.arguments))
+
+    def _memory_of(self, name: str, path: str, args: Any, kwargs: Any) -> tuple[dict[str, Any], Any] | None:
+        try:
+            answer = self.all.pricer.module(self.all.captured.root.get_submodule(path), args, kwargs, {})
+        except Exception:  # then its graph says the nearest there is
+            return None
+        return self._facts(name, answer, args, kwargs), self._value(name, answer, args, kwargs)
 
     # Where gradients meet
 

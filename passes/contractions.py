@@ -28,7 +28,32 @@ _PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, opera
 _ADDED_PRODUCTS = {torch.addmm, torch.baddbmm, "addmm", "baddbmm"}
 _EINSUM = {torch.einsum, torch.functional.einsum}
 _VIEW_METHODS = frozenset(
-    ["t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze", "expand", "contiguous", "flatten", "unflatten", "chunk", "split", "narrow", "select", "__getitem__", "to", "type_as", "float", "half", "bfloat16", "double", "swapaxes", "movedim"]
+    [
+        "t",
+        "transpose",
+        "permute",
+        "view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "contiguous",
+        "flatten",
+        "unflatten",
+        "chunk",
+        "split",
+        "narrow",
+        "select",
+        "__getitem__",
+        "to",
+        "type_as",
+        "float",
+        "half",
+        "bfloat16",
+        "double",
+        "swapaxes",
+        "movedim",
+    ]
 )
 _VIEW_FUNCTIONS = {
     *(torch.t, torch.transpose, torch.permute, torch.reshape, torch.unsqueeze, torch.squeeze, torch.flatten, torch.chunk, torch.split),
@@ -121,7 +146,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _computed_from_parameter(gm: fx.GraphModule, node: Any, depth: int = 12) -> bool:
-    """Whether a value is computed from parameters alone, with arithmetic in between."""
+    """Whether a value is a parameter, or computed from parameters (and buffers) alone."""
     if not isinstance(node, fx.Node) or depth == 0:
         return False
     if parameter_of(gm, node) is not None:
@@ -159,7 +184,7 @@ def _with_weight(gm: fx.GraphModule, node: fx.Node, kind: str, arguments: dict[s
 
 
 def _two_operands(gm: fx.GraphModule, node: fx.Node, kind: str, arguments: dict[str, Any]) -> list[Operands]:
-    if parameter_of(gm, arguments["input"]) is not None:
+    if _computed_from_parameter(gm, arguments["input"]):
         return []
     return _with_weight(gm, node, kind, arguments, arguments["weight"], arguments["input"])
 
@@ -190,7 +215,7 @@ def _of_module(gm: fx.GraphModule, node: fx.Node) -> list[Operands]:
             node=node, operator=kind, weight=f"{node.target}.weight", activation=_module_input(node), problem=problem,
             arguments={"second": _second(node)} if kind == "bilinear" else {},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _module_input(node: fx.Node) -> Any:
@@ -203,7 +228,7 @@ def module_problem(module: nn.Module) -> str | None:
         return "its weight is parametrized (torch.nn.utils.parametrize)"
     if not isinstance(getattr(module, "weight", None), nn.Parameter):
         return "its weight is computed by a hook (weight_norm or spectral_norm)"
-    own = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules"))
+    own: Any = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules"))
     if type(module).forward is not own.forward:
         return f"{type(module).__name__} has a forward of its own"
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
@@ -212,11 +237,11 @@ def module_problem(module: nn.Module) -> str | None:
 
 
 def _of_product(gm: fx.GraphModule, node: fx.Node, left: Any, right: Any, added: dict[str, Any]) -> list[Operands]:
-    on_left, on_right = parameter_of(gm, left), parameter_of(gm, right)
-    if (on_left is None) == (on_right is None):
+    on_left, on_right = _computed_from_parameter(gm, left), _computed_from_parameter(gm, right)
+    if on_left == on_right:
         return []
-    weight, activation = (right, left) if on_right is not None else (left, right)
-    equation, problem = product_equation(value(activation), value(weight), weight_first=on_left is not None)
+    weight, activation = (right, left) if on_right else (left, right)
+    equation, problem = product_equation(value(activation), value(weight), weight_first=on_left)
     arguments = {"equation": equation, **added}
     found = _with_weight(gm, node, "einsum", arguments, weight, activation)
     return [_with_problem(item, problem) for item in found]
@@ -230,8 +255,8 @@ def product_equation(activation: Any, weight: Any, *, weight_first: bool) -> tup
     batch = "abcdefgh"
     deepest = max(first.dim(), second.dim(), 2) - 2
     names = batch[:deepest]
-    left = ("k" if first.dim() == 1 else names[deepest - (first.dim() - 2) :] + "mk")
-    right = ("k" if second.dim() == 1 else names[deepest - (second.dim() - 2) :] + "kn")
+    left = "k" if first.dim() == 1 else names[deepest - (first.dim() - 2) :] + "mk"
+    right = "k" if second.dim() == 1 else names[deepest - (second.dim() - 2) :] + "kn"
     for letter in set(left[:-2]) & set(right[:-2]):
         if first.shape[left.index(letter)] != second.shape[right.index(letter)]:
             return "", "its operands are broadcast against each other along a dimension of size 1"
@@ -243,7 +268,7 @@ def _of_einsum(gm: fx.GraphModule, node: fx.Node) -> list[Operands]:
     equation, operands = node.args[0], list(node.args[1:])
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
-    weights = [index for index, operand in enumerate(operands) if parameter_of(gm, operand) is not None]
+    weights = [index for index, operand in enumerate(operands) if _computed_from_parameter(gm, operand)]
     if not weights or len(weights) == len(operands):
         return []
     index = weights[0]

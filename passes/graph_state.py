@@ -64,7 +64,8 @@ def freeze(graph: fx.Graph) -> FrozenGraph:
     positions = {node: index for index, node in enumerate(graph.nodes)}
 
     def referenced(arguments: Any) -> Any:
-        return fx.node.map_arg(arguments, lambda node: Ref(positions[node]))
+        replaced: Any = Ref
+        return fx.node.map_arg(arguments, lambda node: replaced(positions[node]))
 
     return FrozenGraph(
         tuple(
@@ -114,7 +115,8 @@ def thaw(frozen: FrozenGraph | fx.Graph) -> fx.Graph:
 def _path_of(node: fx.Node) -> tuple[str, str]:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return "overload", target.name()
+        overload: Any = target
+        return "overload", overload.name()
     name = getattr(target, "__name__", "")
     for namespace, holder in _NAMESPACES.items():
         if getattr(holder, name, None) is target:

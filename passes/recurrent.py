@@ -107,7 +107,8 @@ class _Cell:
     ) -> None:
         self.mode = mode
         self.w_ih, self.w_hh = weights[:2]
-        self.b_ih, self.b_hh = (weights[2], weights[3]) if bias else (None, None)
+        self.b_ih: Tensor | None = weights[2] if bias else None
+        self.b_hh: Tensor | None = weights[3] if bias else None
         projected = len(weights) > (4 if bias else 2)
         self.w_hr = weights[-1] if projected else None
         self.a_ih, self.a_hh = activations[:2]

@@ -91,9 +91,8 @@ def describe(capture: Capture) -> dict[str, Site]:
         for operands in find_contractions(gm):
             target = operands.weight if isinstance(operands.weight, str) else str(operands.weight.target)
             full = _join(path, target)
-            name = canonical.get(id(parameters[full])) if full in parameters else (full if target else None)
-            if name is None:
-                name = _join(path, f"{operands.node.name}(computed weight)")
+            known = canonical.get(id(parameters[full])) if full in parameters else (full if target else None)
+            name = _join(path, f"{operands.node.name}(computed weight)") if known is None else known
             needs_grad = learning.get(operands.activation, True)
             shape = _batched(operands, _shape(operands.activation), parameters.get(name))
             call = Call(
@@ -287,7 +286,7 @@ def _loop_bounds(operands: Operands, x: tuple[int, ...], out: tuple[int, ...], w
         if len(first) != len(x) or len(term) == 0:
             return None
         sizes = dict(zip(first, x, strict=True))
-        weight_sizes = {letter: size for letter, size in zip(term, _viewed_shape(operands, w), strict=False)}
+        weight_sizes = dict(zip(term, _viewed_shape(operands, w), strict=False))
         joint = [letter for letter in term if letter in first and letter in result]
         inner = [letter for letter in term if letter in first and letter not in result]
         outer = [letter for letter in term if letter not in first]

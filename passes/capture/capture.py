@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxsparse.errors import TraceError
 
-from .clone import clone_modules
+from .clone import clone_modules, is_lazy
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, GraphForward, Variant
 from .proxies import Refused
@@ -59,7 +59,7 @@ def capture(model: nn.Module, example: Arguments | None) -> Capture:
         TraceError: the example inputs do not fit the model, or the model is in no state to be captured.
     """
     _refuse_strange_states(model)
-    with _leaving_no_trace():
+    with leaving_no_trace():
         return _Capturer(clone_modules(model), example).run()
 
 
@@ -73,7 +73,7 @@ def capture_variant(owner: nn.Module, path: str, example: Arguments) -> Variant:
     owner_copy.__dict__.pop("forward", None)
     capturer = _Capturer(owner_copy, None)
     try:
-        with _leaving_no_trace():
+        with leaving_no_trace():
             graph, signature, facts = capturer.trace(owner_copy, "", example)
     except Refused as refusal:
         raise TraceError(f"module {path!r} cannot be captured for a call of this form: {refusal}") from None
@@ -222,17 +222,14 @@ class _Capturer:
     def _record_calls(self, path: str, example: Arguments) -> None:
         """Runs a module's own Python on fake tensors, to learn how it calls its children."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, example)
-        with self.twin.recording(path) as calls, self.twin.mode:
-            try:
-                self.twin.modules[path](*args, **kwargs)
-            except Exception:  # what was recorded until then is what can be known; the real run will say the rest
-                pass
+        with self.twin.recording(path) as calls, self.twin.mode, suppress(Exception):  # what was recorded until then can be known
+            self.twin.modules[path](*args, **kwargs)
         for name, call in calls.items():
             self.calls.setdefault(name, call)
 
 
 @contextmanager
-def _leaving_no_trace() -> Iterator[None]:
+def leaving_no_trace() -> Iterator[None]:
     """Puts all random states back, and keeps fake tensors from logging shapes that do not fit: they become an error or a reason."""
     randomness = RandomWatch()
     logger = logging.getLogger("torch._subclasses.fake_tensor")
@@ -250,9 +247,11 @@ def _refuse_strange_states(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}, which is not an object yet" if isinstance(model, type) else type(model).__name__
         raise TraceError(f"a torch.nn.Module is compiled, got {got}; wrap a function into a Module's forward")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("the model is a TorchScript module, whose Python is gone; compile the torch.nn.Module that it was scripted from")
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise TraceError(f"{name!r} is not initialised (a lazy module): run the model once on real inputs, then compile it")
         if tensor.is_meta:
             raise TraceError(f"{name!r} is on the meta device and has no values: model.to_empty(device=...) and load its weights first")

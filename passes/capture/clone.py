@@ -56,7 +56,7 @@ class _Cloner:
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, self.copy(value.__self__))
         if self._convert is not None and is_plain_object(value):
-            return self._object(value, type(value).__new__(type(value)))
+            return self._object(value, object.__new__(type(value)))
         return value
 
     def _note(self, original: Any, copied: Any) -> Any:
@@ -80,9 +80,15 @@ class _Cloner:
         return self._note(value, type(value)(self.copy(inner) for inner in value))
 
 
+def is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether a parameter or buffer of a lazy module has no shape yet."""
+    return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
+
+
 def is_plain_object(value: Any) -> bool:
     """Whether it is an object of a user's class that keeps its state in attributes."""
     kind = type(value)
     if isinstance(value, (type, types.ModuleType, types.FunctionType, BaseException)) or not hasattr(value, "__dict__"):
         return False
-    return kind.__new__ is object.__new__ and not kind.__module__.startswith(("torch", "builtins", "numpy", "threading", "logging"))
+    makes: Any = kind.__new__
+    return makes is object.__new__ and not kind.__module__.startswith(("torch", "builtins", "numpy", "threading", "logging"))

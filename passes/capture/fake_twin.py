@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from .clone import clone_modules
+from .clone import clone_modules, is_lazy
 
 
 class Unknown:
@@ -43,7 +43,7 @@ class FakeTwin:
         self.modules = dict(self.root.named_modules(remove_duplicate=False))
 
     def _static(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, FakeTensor) or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, FakeTensor) or is_lazy(tensor):
             return tensor
         return self.mode.from_tensor(tensor)
 

@@ -131,8 +131,8 @@ class GraphForward:
         if self.recapture is None or len(self.variants) >= MAX_VARIANTS:
             raise TraceError(
                 f"{self._name()} was called in a form that was not captured: {difference}. "
-                f"{len(self.variants)} forms are captured, and at most {MAX_VARIANTS} are kept; compile it with example inputs of this form, "
-                "and pass a number that changes from call to call as a tensor"
+                f"{len(self.variants)} forms are captured, and at most {MAX_VARIANTS} are kept; "
+                "compile it with example inputs of this form, and pass a number that changes from call to call as a tensor"
             )
         variant = self.recapture(self.owner, self.path, (args, kwargs))
         self.variants.append(variant)

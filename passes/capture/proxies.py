@@ -40,8 +40,8 @@ class ValueProxy(fx.Proxy):
     def value(self) -> Any:
         return self.node.meta.get("val", UNKNOWN)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """The class of the value, so that ``isinstance(x, Tensor)`` decides as it would in the model's own run.
 
         Only Python that asks gets it: native code that takes the proxy for a tensor would read memory that is not one.
@@ -86,17 +86,20 @@ class ValueProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, torch.Size):
             self.tracer.rank_was_read = True
-            return (self[index] for index in range(len(self.value)))
+            return self._items(len(self.value))
         unpacked = _unpacked_into(sys._getframe(1))
         if isinstance(self.value, torch.Tensor):
             length = unpacked or int(self.tracer.concrete(self.size(0), "iterating over a tensor"))
-            rows = self.unbind(0)
-            return (rows[index] for index in range(length))
+            rows: ValueProxy = self.unbind(0)
+            return rows._items(length)
         if unpacked is not None:
-            return (self[index] for index in range(unpacked))
+            return self._items(unpacked)
         if isinstance(self.value, (tuple, list)):
-            return (self[index] for index in range(len(self.tracer.concrete(self, "iteration"))))
-        self.tracer.refuse("it iterates over something whose length is not known before it runs")
+            return self._items(len(self.tracer.concrete(self, "iteration")))
+        return self.tracer.refuse("it iterates over something whose length is not known before it runs")
+
+    def _items(self, count: int) -> Iterator[Any]:
+        return (self.tracer.create_proxy("call_function", operator.getitem, (self, index), {}) for index in range(count))
 
     def __bool__(self) -> bool:
         return bool(self.tracer.concrete(self, "a branch"))
@@ -108,8 +111,7 @@ class ValueProxy(fx.Proxy):
         return float(self.tracer.concrete(self, "float()"))
 
     def __index__(self) -> int:
-        value = self.tracer.concrete(self, "an index")
-        return value.__index__()  # type: ignore[no-any-return]
+        return operator.index(self.tracer.concrete(self, "an index"))
 
     def __hash__(self) -> int:
         """A tensor's hash is its identity; a number's is its value."""

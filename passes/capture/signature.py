@@ -32,7 +32,8 @@ class CallSignature:
         self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self._takes_extra = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = None if takes_any_name else frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+        named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._names = None if takes_any_name else frozenset(named)
         self._required_names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
         if example is None:
             required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -84,9 +85,9 @@ class CallSignature:
 
         Raises: Mismatch if the call's structure, constants or shared tensors differ from the captured ones.
         """
-        if self._plain and not kwargs and len(args) == len(self.tensor_names):
-            if all(isinstance(value, torch.Tensor) for value in args) and _are_distinct(args):
-                return args
+        is_short = self._plain and not kwargs and len(args) == len(self.tensor_names)
+        if is_short and all(isinstance(value, torch.Tensor) for value in args) and _are_distinct(args):
+            return args
         leaves, spec = pytree.tree_flatten(self._normal_form(args, kwargs))
         if spec != self._spec:
             raise Mismatch("the arguments have another structure")

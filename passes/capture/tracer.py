@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -23,18 +23,47 @@ from torch.utils import _pytree as pytree
 from .fake_twin import UNKNOWN, FakeTwin, values_of
 from .guarded_calls import guarded_calls
 from .proxies import Refused, TrainingProxy, ValueProxy
-from .recipes import RECIPES, is_composite
+from .recipes import RECIPES
 from .signature import CallSignature
 from .watch import RandomWatch, StateWatch, ambient_state, unsafe_caller
 
 _FACTORIES = frozenset(
     getattr(torch, name)
-    for name in ["arange", "bartlett_window", "blackman_window", "empty", "eye", "full", "hamming_window", "hann_window", "kaiser_window", "linspace", "logspace", "as_tensor", "asarray", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"]
+    for name in [
+        "arange",
+        "bartlett_window",
+        "blackman_window",
+        "empty",
+        "eye",
+        "full",
+        "hamming_window",
+        "hann_window",
+        "kaiser_window",
+        "linspace",
+        "logspace",
+        "as_tensor",
+        "asarray",
+        "normal",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "scalar_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ]
 )
 _GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr"})
-_CHANGES_SETTING = "it changes a global setting of torch inside its forward (grad mode, autocast, default dtype, attention kernels, saved-tensor hooks)"
+_CHANGES_SETTING = (
+    "it changes a global setting of torch inside its forward (grad mode, autocast, default dtype, attention kernels, saved-tensor hooks)"
+)
 _LAYOUT_READINGS = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared"})
-_DTYPE_READINGS = frozenset(["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"])
+_DTYPE_READINGS = frozenset(
+    ["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"]
+)
 _UNKNOWABLE = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
@@ -112,11 +141,11 @@ class CaptureTracer(fx.Tracer):
     def _independent_of_batch(self, node: fx.Node) -> bool:
         """Whether every number that the node's value was computed from is the same for another batch size."""
         twin = self._probe_twin()
-        examples = iter(self.signature.tensors_of_example())
+        examples: Iterator[Any] = iter(self.signature.tensors_of_example())
         for earlier in self.graph.nodes:
             if earlier.op == "placeholder":
                 example = next(examples, UNKNOWN)
-                earlier.meta.setdefault("probe", twin.example(example) if example is not UNKNOWN else UNKNOWN)
+                earlier.meta.setdefault("probe", twin.example(example) if isinstance(example, torch.Tensor) else UNKNOWN)
             elif "probe" not in earlier.meta:
                 earlier.meta["probe"] = self._run_probe(twin, earlier)
             if earlier is node:
@@ -212,7 +241,7 @@ class CaptureTracer(fx.Tracer):
             for name, tensor in collection:
                 if tensor is attr_val:
                     proxy = self.create_proxy("get_attr", name, (), {})
-                    self._attribute_proxies[id(attr_val)] = proxy  # type: ignore[assignment]
+                    self._attribute_proxies[id(attr_val)] = proxy
                     return proxy
         return attr_val
 
@@ -262,7 +291,8 @@ class CaptureTracer(fx.Tracer):
         last = next(iter(reversed(self.graph.nodes)), None)
         state = StateWatch(*_python_modules(module)) if module is not None else None
         randomness = RandomWatch()
-        facts = (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read, dict(self.training_branches), self.misfit, dict(self.left))
+        readings = (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read)
+        facts = (dict(self.training_branches), self.misfit, dict(self.left))
         poison, self._poison = self._poison, None
         if module is not None:
             self.module_stack[path] = (path, type(module))
@@ -281,7 +311,8 @@ class CaptureTracer(fx.Tracer):
             state.restore()
         randomness.restore()
         self._erase_after(last)
-        (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read, self.training_branches, self.misfit, self.left) = facts
+        self.rank_was_read, self.shapes_were_read, self.dtypes_were_read = readings
+        self.training_branches, self.misfit, self.left = facts
         return _Failure(reason)
 
     def _side_effect(self, state: StateWatch | None, randomness: RandomWatch) -> str | None:
@@ -383,7 +414,8 @@ class _Failure:
 def _drop_unused_readings(graph: fx.Graph) -> None:
     """Removes reads of attributes, shapes and items that nothing uses; they have no effect."""
     for node in reversed(list(graph.nodes)):
-        is_reading = node.op == "get_attr" or node.target in (getattr, operator.getitem) or (node.op == "call_method" and node.target == "size")
+        asks_size = node.op == "call_method" and node.target == "size"
+        is_reading = asks_size or node.op == "get_attr" or node.target in (getattr, operator.getitem)
         if is_reading and not node.users:
             graph.erase_node(node)
 

@@ -39,8 +39,10 @@ class StateWatch:
     def _descend(self, name: str, value: Any, depth: int) -> None:
         if isinstance(value, (torch.Tensor, fx.Proxy)):
             return
-        holder = value if isinstance(value, (list, dict, set, deque)) else getattr(value, "__dict__", None) if is_plain_object(value) else None
-        if holder is None or id(holder) in self._holders or depth == 0:
+        holder = value.__dict__ if is_plain_object(value) else value
+        if not isinstance(holder, (list, dict, set, deque)):
+            return
+        if id(holder) in self._holders or depth == 0:
             return
         for _, inner in self._remember(name, holder):
             self._descend(name, inner, depth - 1)
@@ -62,7 +64,7 @@ class StateWatch:
 
 def _same(now: Any, then: Any) -> bool:
     if isinstance(now, set):
-        return now == then
+        return bool(now == then)
     if isinstance(now, dict):
         return list(now) == list(then) and all(now[key] is then[key] for key in now)
     return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
@@ -143,9 +145,8 @@ def _asks_type_of_proxy(frame: types.FrameType) -> bool:
 @lru_cache(maxsize=4096)
 def _names_whose_type_is_asked(code: types.CodeType) -> frozenset[str]:
     calls = (node for node in ast.walk(_source_tree(code)[0]) if isinstance(node, ast.Call) and len(node.args) == 1)
-    return frozenset(
-        call.args[0].id for call in calls if isinstance(call.func, ast.Name) and call.func.id == "type" and isinstance(call.args[0], ast.Name)
-    )
+    asked = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "type"]
+    return frozenset(argument.id for argument in asked if isinstance(argument, ast.Name))
 
 
 def _source_tree(code: types.CodeType) -> tuple[ast.AST, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.attention import Attention
@@ -21,12 +23,14 @@ from ..capture.clone import clone_modules
 from ..recurrent import recurrent, swat_recurrent
 from .price import Price, price_of
 from .products import attention
-from .recording import Recorder, Spec, record_call, spec_of, storage_of
+from .recording import Amount, Recorder, Recording, Spec, record_call, spec_of, storage_of
 
 _SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _NAMED_PRODUCTS = frozenset(
-    [torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, operator.imatmul, "matmul", "mm", "bmm", "mv", "__matmul__"]
-    + [torch.addmm, torch.baddbmm, "addmm", "baddbmm", torch.einsum, torch.functional.einsum]
+    (
+        *(torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, operator.imatmul, "matmul", "mm", "bmm", "mv", "__matmul__"),
+        *(torch.addmm, torch.baddbmm, "addmm", "baddbmm", torch.einsum, torch.functional.einsum),
+    )
 )
 
 
@@ -49,20 +53,32 @@ class Held:
 
 @dataclass
 class InnerCall:
-    """A call of a captured module by a module that keeps its Python; which of the outer call's inputs each tensor is, -1 for none."""
+    """A call of a captured module by a module that keeps its Python.
+
+    Attributes:
+        storages: of each tensor argument, by the tensor's id. results: storages of the tensors that it returns, in order.
+    """
 
     path: str
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    origins: dict[int, int]
+    storages: dict[int, int]
+    results: list[int]
 
 
 @dataclass
 class Answer:
-    """The price of a call, the tensors it was given, and what it called."""
+    """The price of a call, the parameters and buffers that it read by itself, and the captured modules that it called.
+
+    Attributes:
+        places: of the storages that it gave to those modules or got back: its inputs ("in", i), or ("inner", i).
+        spaces: bytes of what it made for them.
+    """
 
     price: Price
     attributes: list[tuple[str, torch.Tensor]] = field(default_factory=list)
     inner: list[InnerCall] = field(default_factory=list)
+    places: dict[int, tuple[str, int]] = field(default_factory=dict)
+    spaces: dict[int, Amount] = field(default_factory=dict)
 
 
 class CallPricer:
@@ -99,16 +115,16 @@ class CallPricer:
         twin = clone_modules(module, convert=self._faked)
         reads = [*(tensor for _, tensor in twin.named_parameters()), *(tensor for _, tensor in twin.named_buffers())]
         answer = Answer(Price(operator=type(module).__name__), attributes)
-        answer.price = self._record(module, leaves, spec, twin, reads, inside, answer.inner)
+        answer.price = self._record(module, leaves, spec, twin, reads, inside, answer)
         if key is not None:
             self._known[key] = answer
         return answer
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedTensorMixin):  # type: ignore[unreachable, unused-ignore]
             return tensor
         with self.mode:
-            found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            found: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
     def _record(
@@ -119,22 +135,20 @@ class CallPricer:
         function: Callable[..., Any],
         attributes: list[torch.Tensor] | None = None,
         inside: dict[str, str] | None = None,
-        inner: list[InnerCall] | None = None,
+        answer: Answer | None = None,
     ) -> Price:
         held = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Held)))
         attributes = attributes or []
-        given: list[torch.Tensor] = []
 
         def call(tensors: list[torch.Tensor], recorder: Recorder) -> Any:
-            given.extend(tensors)
             places = dict(zip(held, tensors, strict=True))
             values = [places[leaf] if isinstance(leaf, Held) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(values, spec)
             if not inside:
                 return function(*args, **kwargs)
             assert isinstance(function, nn.Module)
-            assert inner is not None
-            with _children_apart(function, inside, recorder, tensors, inner):
+            assert answer is not None
+            with _children_apart(function, inside, recorder, answer.inner):
                 return function(*args, **kwargs)
 
         record, sources = record_call(
@@ -146,6 +160,8 @@ class CallPricer:
             parameters=[tensor for tensor in attributes if isinstance(tensor, nn.Parameter)],
             buffers=[tensor for tensor in attributes if not isinstance(tensor, nn.Parameter)],
         )
+        if answer is not None:
+            _place(answer, record, sources, self.batch)
         parameters = {storage_of(tensor) for tensor, item in zip(sources, held, strict=True) if item.parameter}
         parameters |= {storage_of(tensor) for tensor in attributes if isinstance(tensor, nn.Parameter)}
         args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -158,9 +174,12 @@ class CallPricer:
             attributes=attributes,
             parameters=parameters,
             whole=self._whole(target, args, kwargs, record.operations),
+            inner=answer.places if answer is not None else {},
         )
         price.learned = tuple(
-            slot for slot, (item, tensor) in enumerate(zip(held, sources, strict=True)) if tensor.requires_grad and not item.spec.requires_grad
+            slot
+            for slot, (item, tensor) in enumerate(zip(held, sources, strict=True))
+            if tensor.requires_grad and not item.spec.requires_grad
         )
         return price
 
@@ -173,7 +192,10 @@ class CallPricer:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             query, key, value = (given[name] for name in names[:3])
             with self.mode:
-                tensors = [torch.empty(item.spec.shape, device=item.spec.device, requires_grad=item.spec.requires_grad) for item in (query, key, value)]
+                tensors = [
+                    torch.empty(item.spec.shape, device=item.spec.device, requires_grad=item.spec.requires_grad)
+                    for item in (query, key, value)
+                ]
             found = attention(self.batch, *tensors, causal=bool(given.get("is_causal", False)), backward="math")
             return found.workload if isinstance(found.workload, Attention) else None
         if target is recurrent:
@@ -184,7 +206,17 @@ class CallPricer:
 
 
 def recurrent_workload(
-    batch: int, x: Held, hx: Any, weights: Any, mode: str, bias: bool, layers: int, _dropout: Any, _train: Any, two_ways: bool, batch_first: bool
+    batch: int,
+    x: Held,
+    hx: Any,
+    weights: Any,
+    mode: str,
+    bias: bool,
+    layers: int,
+    _dropout: Any,
+    _train: Any,
+    two_ways: bool,
+    batch_first: bool,
 ) -> Recurrent:
     """The loop bounds of a ``recurrent`` node."""
     samples, steps = (x.spec.shape[0], x.spec.shape[1]) if batch_first else (x.spec.shape[1], x.spec.shape[0])
@@ -225,16 +257,22 @@ def _of_module(module: nn.RNNBase, x: Held) -> Recurrent:
 def module_key(module: nn.Module) -> Any:
     """What a module's price depends on beside its arguments; None if that cannot be said."""
     kind = type(module)
-    if module._modules or not kind.__module__.startswith("torch.nn.") or "forward" in module.__dict__:
+    if not kind.__module__.startswith("torch.nn.") or "forward" in module.__dict__:
         return None
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
         return None
     config = []
     for name, value in module.__dict__.items():
-        if isinstance(value, _SIMPLE) or (isinstance(value, (tuple, list)) and all(isinstance(item, _SIMPLE) for item in value)):
+        plain = isinstance(value, (*_SIMPLE, types.FunctionType, types.BuiltinFunctionType))
+        if plain or (isinstance(value, (tuple, list)) and all(isinstance(item, _SIMPLE) for item in value)):
             config.append((name, tuple(value) if isinstance(value, list) else value))
-    tensors = [(name, None if tensor is None else spec_of(tensor)) for name, tensor in (*module._parameters.items(), *module._buffers.items())]
-    return kind, tuple(config), tuple(tensors)
+    tensors = [
+        (name, None if tensor is None else spec_of(tensor)) for name, tensor in (*module._parameters.items(), *module._buffers.items())
+    ]
+    children = [(name, None if child is None else module_key(child)) for name, child in module._modules.items()]
+    if any(child is not None and key is None for (_, key), child in zip(children, module._modules.values(), strict=True)):
+        return None
+    return kind, tuple(config), tuple(tensors), tuple(children)
 
 
 def _key(head: Any, leaves: list[Any]) -> Any:
@@ -275,21 +313,20 @@ def _operator_name(target: Any) -> str:
 
 
 @contextmanager
-def _children_apart(
-    module: nn.Module, inside: dict[str, str], recorder: Recorder, given: list[torch.Tensor], calls: list[InnerCall]
-) -> Iterator[None]:
+def _children_apart(module: nn.Module, inside: dict[str, str], recorder: Recorder, calls: list[InnerCall]) -> Iterator[None]:
     """The module's captured children run unnoticed; what they return is cut off from what they were given."""
-    sources = {storage_of(tensor): slot for slot, tensor in enumerate(given)}
 
     def stand_in(child: nn.Module, path: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             with recorder.pause():
                 out = type(child).forward(child, *args, **kwargs)
                 tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-                origins = {id(tensor): sources.get(storage_of(tensor), -1) for tensor in tensors}
-                recorder.record.tensors += tensors
-                calls.append(InnerCall(path, (args, kwargs), origins))
-                return pytree.tree_map_only(torch.Tensor, lambda tensor: _cut(tensor, recorder), out)
+                found = pytree.tree_map_only(torch.Tensor, lambda tensor: _cut(tensor, recorder), out)
+                results = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+                recorder.record.tensors += [*tensors, *results]
+                storages = {id(tensor): storage_of(tensor) for tensor in tensors}
+                calls.append(InnerCall(path, (args, kwargs), storages, [storage_of(tensor) for tensor in results]))
+                return found
 
         return forward
 
@@ -303,6 +340,18 @@ def _children_apart(
     finally:
         for child in replaced:
             child.__dict__.pop("forward", None)
+
+
+def _place(answer: Answer, record: Recording, sources: list[torch.Tensor], batch: int) -> None:
+    """Names the storages that go into and come out of captured children."""
+    answer.places = {storage_of(tensor): ("in", slot) for slot, tensor in enumerate(sources)}
+    for call in answer.inner:
+        for storage in call.storages.values():
+            if storage not in answer.places:
+                answer.places[storage] = ("inner", len(answer.places))
+                answer.spaces[answer.places[storage][1]] = record.made.get(storage, Amount(0, 0))
+        for storage in call.results:
+            answer.places[storage] = ("inner", len(answer.places))
 
 
 def _cut(tensor: torch.Tensor, recorder: Recorder) -> torch.Tensor:

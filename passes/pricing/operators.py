@@ -13,19 +13,24 @@ import torch
 from fxsparse.cost_model.pointwise import FLOPS_PER_ELEMENT
 
 CONTRACTIONS = frozenset(
-    "mm addmm bmm baddbmm addbmm mv addmv dot vdot addr ger _trilinear convolution convolution_overrideable convolution_backward "
-    "_addmm_activation linear linear_backward matmul_backward "
-    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable "
-    "_scaled_dot_product_flash_attention_backward _scaled_dot_product_flash_attention_for_cpu_backward "
-    "_scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward "
-    "_scaled_dot_product_fused_attention_overrideable_backward swat_convolution swat_linear swat_einsum".split()
+    """
+    mm addmm bmm baddbmm addbmm mv addmv dot vdot addr ger _trilinear convolution convolution_overrideable convolution_backward
+    _addmm_activation linear linear_backward matmul_backward _scaled_dot_product_flash_attention
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_flash_attention_backward
+    _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_efficient_attention_backward
+    _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward swat_convolution
+    swat_linear swat_einsum
+    """.split()  # noqa: SIM905
 )
 
 FREE = frozenset(
-    "detach alias lift lift_fresh _unsafe_view _reshape_alias empty empty_like empty_strided empty_permuted new_empty new_empty_strided "
-    "is_same_size sym_size sym_stride sym_numel sym_storage_offset size stride device set_ resize_ _local_scalar_dense item "
-    "_has_compatible_shallow_copy_type _version record_stream requires_grad_ _nested_tensor_size is_nonzero".split()
+    """
+    as_strided detach alias lift lift_fresh _unsafe_view _reshape_alias empty empty_like empty_strided empty_permuted new_empty
+    new_empty_strided is_same_size sym_size sym_stride sym_numel sym_storage_offset size stride device set_ resize_
+    _local_scalar_dense item _has_compatible_shallow_copy_type _version record_stream requires_grad_ _nested_tensor_size
+    is_nonzero
+    """.split()  # noqa: SIM905
 )
 
 # An operator's name in reports; its FLOPs stand in the cost model's table: the first number forward, the second backward.
@@ -35,8 +40,8 @@ _FORWARD = {
     "batch_norm_gather_stats_with_counts batch_norm_update_stats",
     "layer_norm": "native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm _weight_norm_interface _cdist_forward",
     "softmax": "_softmax _log_softmax _safe_softmax softmax log_softmax logsumexp",
-    "activation": "gelu silu mish sigmoid tanh elu celu selu softplus hardswish hardsigmoid log_sigmoid_forward rrelu_with_noise _prelu_kernel "
-    "glu exp log erf sin cos hardshrink softshrink",
+    "activation": "gelu silu mish sigmoid tanh elu celu selu softplus hardswish hardsigmoid log_sigmoid_forward rrelu_with_noise "
+    "_prelu_kernel glu exp log erf sin cos hardshrink softshrink",
     "relu": "relu relu6 threshold hardtanh leaky_relu clamp clamp_min clamp_max",
     "dropout": "native_dropout _fused_dropout bernoulli rand rand_like randn randn_like randint randperm uniform normal exponential",
     "max_pool": "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
@@ -45,10 +50,10 @@ _FORWARD = {
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d",
     "embedding": "embedding _embedding_bag _embedding_bag_forward_only index_select",
-    "copy": "clone copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put gather scatter "
-    "scatter_add scatter_reduce index_add index_copy index_fill roll flip repeat repeat_interleave tril triu slice_scatter select_scatter "
-    "as_strided_scatter diagonal_scatter slice_backward select_backward diagonal_backward as_strided_copy unfold_backward fill zero zeros "
-    "zeros_like ones ones_like full full_like new_zeros new_ones new_full arange linspace logspace eye scalar_tensor tril_indices "
+    "copy": "clone copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put gather "
+    "scatter scatter_add scatter_reduce index_add index_copy index_fill roll flip repeat repeat_interleave tril triu slice_scatter "
+    "select_scatter as_strided_scatter diagonal_scatter slice_backward select_backward diagonal_backward as_strided_copy unfold_backward "
+    "fill zero zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full arange linspace logspace eye scalar_tensor tril_indices "
     "triu_indices masked_fill masked_select masked_scatter reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
     "replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im rot90 narrow_copy view_copy "
     "split_with_sizes_copy unbind_copy permute_copy nonzero one_hot bucketize searchsorted _to_sparse _conj_physical complex polar "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ NOTHING = Amount(0, 0)
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor in a call's output: its form and where its storage is from: ("in", i), ("attr", i) or ("new", i)."""
+    """A tensor in a call's output: its form and where its storage is from: ("in", i), ("attr", i), ("new", i),
+    or ("inner", i) if another graph made it or was given it."""
 
     spec: Spec
     origin: tuple[str, int]
@@ -76,6 +77,7 @@ def price_of(
     attributes: Sequence[torch.Tensor] = (),
     parameters: Collection[int] = (),
     whole: Recurrent | Attention | None = None,
+    inner: Mapping[int, tuple[str, int]] | None = None,
 ) -> Price:
     """The price of a recorded call.
 
@@ -83,9 +85,12 @@ def price_of(
         operator: a name for reports where the operators do not give one. contraction: what a product with a weight is called.
         attributes: the parameters and buffers that the call read by itself. parameters: storages of parameters.
         whole: the workload that stands for every contraction of the call.
+        inner: where storages are from that other graphs make or get.
     """
     places = {storage_of(tensor): ("in", slot) for slot, tensor in reversed(list(enumerate(sources)))}
     places |= {storage_of(tensor): ("attr", slot) for slot, tensor in enumerate(attributes)}
+    for storage, place in (inner or {}).items():
+        places.setdefault(storage, place)
     price = Price(operator="")
     labels: dict[str, int] = {}
     _work(price, record, batch, contraction, whole, labels)
@@ -120,7 +125,9 @@ def _work(
             if found is not None:
                 price.work.append(_sample(found))
                 labels[found.workload.operator] = 1 << 61
-                price.dtype = price.dtype or str(operation.output.dtype if isinstance(operation.output, torch.Tensor) else "").removeprefix("torch.")
+                price.dtype = price.dtype or str(operation.output.dtype if isinstance(operation.output, torch.Tensor) else "").removeprefix(
+                    "torch."
+                )
                 multiplies = True
                 continue
         if operation.is_contraction and multiplies:

@@ -48,7 +48,9 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
         x, _, w, _, stride, padding, dilation, transposed, output_padding, groups = arguments
         return _convolution(split, x, w, operation.output, (stride, padding, dilation, transposed, output_padding, groups))
     if name == "swat_linear":
-        return _product(split, arguments[0].reshape(-1, arguments[0].shape[-1]).shape, arguments[2].t().shape, arguments[0], arguments[2], "linear")
+        return _product(
+            split, arguments[0].reshape(-1, arguments[0].shape[-1]).shape, arguments[2].t().shape, arguments[0], arguments[2], "linear"
+        )
     if name == "swat_einsum":
         return _einsum(split, arguments[0], arguments[2], arguments[3])
     if name in ("mm", "bmm", "mv", "dot", "vdot"):
@@ -59,7 +61,9 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
         return _bilinear(split, arguments[0], arguments[1])
     if name.startswith("_scaled_dot_product"):
         causal = next((value for value in arguments[3:] if isinstance(value, bool)), False)
-        return attention(split.batch, *arguments[:3], causal=_causal(name, arguments, causal), backward="flash")
+        return attention(
+            split.batch, *arguments[:3], causal=_causal(name, arguments, causal), backward="fused" if name.endswith("_for_cpu") else "flash"
+        )
     return None
 
 

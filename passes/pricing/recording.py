@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .operators import CONTRACTIONS, FREE, Kind, kind_of, plain_name
+
+_DEVICE = torch.ops.prim.device.default
 
 
 class Amount(NamedTuple):
@@ -103,14 +106,14 @@ class Recording:
 
 def storage_of(tensor: torch.Tensor) -> int:
     """The identity of a tensor's storage, valid while the tensor lives."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes operators while it is active. ``batch``: the size that marks what grows with the samples."""
 
     def __init__(self, batch: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch = batch
         self.record = Recording()
         self.backward = False
@@ -145,6 +148,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         if function.namespace == "prim":
             return function(*args, **kwargs)
         out = function(*args, **kwargs)
@@ -173,7 +178,7 @@ class Recorder(TorchDispatchMode):
             return
         is_contraction = name in CONTRACTIONS
         overwritten = name in ("copy", "fill", "zero", "bernoulli", "uniform", "normal") and not fresh
-        read = self._bytes({storage: tensor for storage, tensor in list(zip(sources, inputs, strict=True))[int(overwritten) :]})
+        read = self._bytes(dict(list(zip(sources, inputs, strict=True))[int(overwritten) :]))
         written = outputs if outputs else inputs[:1] if name.startswith("_foreach") else []
         every = 1
         if name in ("refresh_threshold", "count_kept"):
@@ -254,7 +259,7 @@ def record_call(
         sources: list[torch.Tensor] = []
         for slot, spec in enumerate(specs):
             if spec.requires_grad:
-                sources.append(_Source.apply(seed, spec, slot, note))  # type: ignore[no-untyped-call]
+                sources.append(_Source.apply(seed, spec, slot, note))
             else:
                 sources.append(torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device))
         record.tensors += sources

@@ -64,9 +64,9 @@ def test_shape_that_does_not_fit_an_operator() -> None:
 
 
 def test_dtype_that_does_not_fit() -> None:
-    message = words(Net(), torch.ones(2, 4, dtype=torch.int64), torch.ones(3))
-    assert "do not fit the model (Net)" in message
-    assert "at 'first.0'" in message
+    message = words(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)), torch.ones(2, 4))
+    assert "do not fit the model (Sequential)" in message
+    assert "at '0'" in message
 
 
 def test_missing_argument() -> None:

@@ -286,12 +286,11 @@ def test_branch_on_the_image_size_gets_a_graph_for_each(kind: type[nn.Module]) -
 
 def test_more_forms_than_are_kept_are_refused_with_a_reason() -> None:
     compiled = fxs.compile(OnSpace(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (IMAGE,))
-    for size in range(3, 10):
+    for size in (3, 4, 5, 7, 8, 9, 10):
         compiled(torch.randn(1, 3, size, size))
     compiled(torch.randn(4, 3, 9, 9))
     with pytest.raises(fxs.TraceError, match=r"at most 8 are kept; compile it with example inputs of this form"):
-        for size in range(10, 20):
-            compiled(torch.randn(1, 3, size, size))
+        compiled(torch.randn(1, 3, 11, 11))
 
 
 def test_more_forms_than_are_kept_fall_back_to_python_where_nothing_was_rewritten() -> None:

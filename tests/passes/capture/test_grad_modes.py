@@ -71,7 +71,7 @@ class EnableGrad(Part):
 class InferenceMode(Part):
     def forward(self, x: Tensor) -> Tensor:
         with torch.inference_mode():
-            scale = float(2.0)
+            scale = 2.0
             self.inner(x.detach())
         return x * scale
 

@@ -159,9 +159,9 @@ def test_torchscript_part_is_called_as_it_is() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_torchscript_model_keeps_its_own() -> None:
-    compiled = compile_neutral(torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), X)
-    assert_left(compiled, "", "it is a TorchScript module")
+def test_torchscript_model_is_refused() -> None:
+    with pytest.raises(fxs.TraceError, match=r"TorchScript module.*compile the torch\.nn\.Module that it was scripted from"):
+        fxs.compile(torch.jit.script(nn.Sequential(nn.Linear(4, 4))), None, (X,))
 
 
 def test_forward_replaced_on_an_instance_is_used() -> None:

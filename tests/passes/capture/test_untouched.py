@@ -37,7 +37,7 @@ class Sensitive(nn.Module):
         self.drop.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.steps += 1
+        self.steps.add_(1)
         x = self.drop(self.norm(self.conv(x))).mean((2, 3))
         if self.fails == "shape":
             x = x @ torch.ones(5, 5)
@@ -70,7 +70,8 @@ class Routed(nn.Module):
 
 def state_of(model: nn.Module) -> dict[str, Any]:
     """Everything that could change, as comparable values."""
-    found: dict[str, Any] = {"numpy": pickle.dumps(np.random.get_state()), "python": random.getstate(), "torch": torch.get_rng_state().tolist()}
+    found: dict[str, Any] = {"numpy": pickle.dumps(np.random.get_state()), "python": random.getstate()}
+    found["torch"] = torch.get_rng_state().tolist()
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
             if isinstance(value, Meter):

@@ -1,0 +1,287 @@
+"""The command line: ``fxsparse demo``, ``presets``, ``accelerators`` and ``inspect``.
+
+Whatever is refused ends in one line on standard error and a status other than 0. Torch is imported by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .errors import FxSparseError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
+QUICK_WIDTH, QUICK_EPOCHS = 8, 2
+
+
+class OneLineErrors(TyperGroup):
+    """Commands whose refusals, wrong arguments included, are one line on standard error."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **extra) or 0)
+        except FxSparseError as error:
+            _say(str(error))
+            sys.exit(1)
+        except OSError as error:
+            _say(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+            sys.exit(1)
+        except typer.Abort:
+            _say("stopped")
+            sys.exit(130)
+        except Exception as error:
+            # typer's own refusals; their class stands in another module from version to version.
+            message = getattr(error, "format_message", None)
+            if message is None:
+                raise
+            _say(f"{message()} {_usage(error)}")
+            sys.exit(getattr(error, "exit_code", 2))
+
+
+def _say(message: str) -> None:
+    print(f"fxsparse: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"(try '{context.command_path} --help')" if context is not None else "(try 'fxsparse --help')"
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Sparse training of PyTorch models: what a policy does to a model, what it saves, and a demonstration.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"fxsparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def demo(
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training.", show_default="30")] = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the first on.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A narrow network and few epochs: shows that it runs, not how well.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the results there, too.")] = None,
+) -> None:
+    """Train a small residual network on scikit-learn's digits, dense and three ways sparse, and compare."""
+    from rich.console import Console
+
+    from .demo import demo_table, run_demo
+    from .digits import Recipe
+
+    width, standard = (QUICK_WIDTH, QUICK_EPOCHS) if quick else (Recipe.width, Recipe.epochs)
+    results = run_demo(Recipe(width=width, epochs=standard if epochs is None else epochs), range(seed, seed + seeds))
+    _print_table(demo_table(results))
+    Console(soft_wrap=True).print(
+        "Kept: measured, over all elements of all contractions. FLOPs: of the contractions, counted by the rule named 'swat'."
+    )
+    if json_path is not None:
+        json_path.write_text(json.dumps([row.to_dict() for row in results], indent=2) + "\n")
+
+
+@app.command()
+def presets() -> None:
+    """List the policies that have a name."""
+    from rich.table import Table
+
+    from .preset_policies import preset_policy
+    from .preset_policies import presets as names
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name in names():
+        table.add_row(name, " + ".join(describe(technique.to_dict()) for technique in preset_policy(name)))
+    _print_table(table)
+
+
+@app.command()
+def accelerators() -> None:
+    """List the machines that costs can be computed for."""
+    from rich.table import Table
+
+    from fxsparse.cost_model.accelerator import Accelerator
+    from fxsparse.cost_model.accelerator import accelerators as names
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name in names():
+        table.add_row(name, getattr(Accelerator.load(name), "description", ""))
+    _print_table(table)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="torchvision:NAME, or module.path:factory for a function (or class) that makes a model.")],
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="Shape of an input, such as 8x3x224x224 or 8x128:int64; once for each positional argument.")
+    ],
+    policy: Annotated[str | None, typer.Option(help="A preset's name or the path of a YAML or JSON file; none changes nothing.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="A machine's name or YAML file: prints the cost of each contraction on it.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the report and the costs there, too.")] = None,
+) -> None:
+    """Print what a policy changes in a model and what it leaves exact, and the FLOPs that it saves. Nothing is trained."""
+    from .compiler import compile
+    from .policy import as_policy
+
+    example_inputs = tuple(example_input(text) for text in inputs)
+    chosen = as_policy(policy)
+    compiled = compile(load_model(model), chosen, example_inputs)
+    saved = compiled.cost(convention="swat").reduction
+    print(compiled.report)
+    if accelerator is not None:
+        print(compiled.cost(accelerator))
+    print(
+        f"FLOPs saved against dense, counted by the rule named 'swat': "
+        f"training {100 * saved['training']:.1f} %, inference {100 * saved['inference']:.1f} %"
+    )
+    if json_path is not None:
+        found = {
+            "model": model,
+            "inputs": list(inputs),
+            "policy": chosen.to_dict(),
+            "report": compiled.report.to_dict(),
+            "reduction": {"convention": "swat", **saved},
+            "cost": compiled.cost(accelerator).to_dict(),
+        }
+        json_path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def example_input(text: str) -> torch.Tensor:
+    """Zeros of the shape and dtype that a text such as "8x3x224x224" or "8x128:int64" says.
+
+    Raises:
+        FxSparseError: it says no shape, or an unknown dtype.
+    """
+    import torch
+
+    from .techniques import closest
+
+    sides, _, dtype = text.partition(":")
+    if not sides or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides.split("x")):
+        raise FxSparseError(f"--input {text!r} is not a shape; expected positive numbers joined by x, such as 8x3x224x224 or 8x128:int64")
+    dtype = dtype or INPUT_DTYPES[0]
+    if dtype not in INPUT_DTYPES:
+        raise FxSparseError(f"--input {text!r}: unknown dtype {dtype!r}{closest(dtype, INPUT_DTYPES)}; expected one of {', '.join(INPUT_DTYPES)}")
+    return torch.zeros([int(side) for side in sides.split("x")], dtype=getattr(torch, dtype))
+
+
+def load_model(text: str) -> nn.Module:
+    """The model that "torchvision:NAME" or "module.path:factory" names, without pretrained weights.
+
+    Raises:
+        FxSparseError: there is none of that name, or it cannot be imported or made.
+    """
+    from torch import nn
+
+    from .techniques import closest
+
+    source, colon, name = text.partition(":")
+    if not source or not colon or not name:
+        raise FxSparseError(f"{text!r} names no model; expected torchvision:NAME, such as torchvision:resnet50, or module.path:factory")
+    if source == "torchvision":
+        return _torchvision_model(name)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a module of the current folder is found
+    try:
+        module = importlib.import_module(source)
+    except Exception as error:
+        raise FxSparseError(f"{text!r}: the module {source!r} does not import: {type(error).__name__}: {error}") from error
+    try:
+        made: Any = module
+        for part in name.split("."):
+            made = getattr(made, part)
+    except AttributeError:
+        raise FxSparseError(f"{text!r}: the module {source!r} has no {name!r}{closest(name, vars(module))}") from None
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise FxSparseError(f"{text!r} is of type {type(made).__name__}; expected a function or class that makes an nn.Module")
+        try:
+            made = made()
+        except Exception as error:
+            raise FxSparseError(f"{text!r} was called without arguments and failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise FxSparseError(f"{text!r} made an object of type {type(made).__name__}; expected an nn.Module")
+    return made
+
+
+def _torchvision_model(name: str) -> nn.Module:
+    from .techniques import closest
+
+    try:
+        from torchvision.models import get_model, list_models
+    except ModuleNotFoundError as error:
+        raise FxSparseError(f"'torchvision:{name}': {error.name!r} is not installed: pip install 'fxsparse[all]'") from None
+    if name not in list_models():
+        raise FxSparseError(f"torchvision has no model {name!r}{closest(name, list_models())}; torchvision.models.list_models() lists them")
+    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    made: nn.Module = get_model(name, weights=None, **_without_backbone_weights(name), **settings)
+    return made
+
+
+def _without_backbone_weights(name: str) -> dict[str, Any]:
+    """Detection and segmentation models fetch a pretrained backbone unless told not to."""
+    import inspect
+
+    from torchvision.models import get_model_builder
+
+    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters else {}
+
+
+def describe(technique: dict[str, Any]) -> str:
+    """A technique's plain data as one line: its name, then each setting that is not the default, sparsities in per cent."""
+    settings = []
+    for name, setting in technique.items():
+        if name != "technique":
+            shown = f"{100 * setting:g} %" if name.endswith("sparsity") else str(setting)
+            settings.append(f"{name.replace('_', ' ')} {shown}")
+    return f"{technique['technique']}: {', '.join(settings)}" if settings else str(technique["technique"])
+
+
+def _print_table(table: Any) -> None:
+    """Prints a rich table, never narrower than its content where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="fxsparse")
+
+
+if __name__ == "__main__":
+    main()

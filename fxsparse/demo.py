@@ -1,0 +1,161 @@
+"""The demo: one network trained dense and under three policies, by one recipe, and what each of them kept and saved."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .compiled_model import CompiledModel
+from .digits import Digits, Recipe, accuracy, load_digits, train
+from .errors import FxSparseError
+
+METHODS: dict[str, str | None] = {
+    "dense": None,
+    "SWAT-U 90 %": "swat-u-90",
+    "SWAT-ERK 90 %": "swat-erk-90",
+    "structured 70 %": "swat-structured-70",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What one method gave, over all seeds: fractions of 1.
+
+    Attributes:
+        accuracies: on the test set, one for each seed.
+        weight_density, activation_density: measured, kept over all elements of all contractions, mean over seeds.
+        training_reduction, inference_reduction: fraction of FLOPs saved against dense, counted by the rule named "swat".
+        seconds: wall time of all seeds.
+    """
+
+    method: str
+    policy: str | None
+    accuracies: tuple[float, ...]
+    weight_density: float
+    activation_density: float
+    training_reduction: float
+    inference_reduction: float
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy."""
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the test accuracies; 0 for one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data."""
+        return {**asdict(self), "mean": self.mean, "std": self.std}
+
+
+def run_demo(
+    recipe: Recipe | None = None, seeds: Sequence[int] = (0,), *, data: Digits | None = None, console: Console | None = None
+) -> list[DemoResult]:
+    """One result for each method of METHODS, dense first. Progress bars go to ``console`` (standard error by default).
+
+    Raises:
+        FxSparseError: scikit-learn is not installed, or there is no seed.
+    """
+    if not seeds:
+        raise FxSparseError("there is no seed to train with; give at least one")
+    recipe, data = recipe or Recipe(), data or load_digits()
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs  loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+        tasks = {name: progress.add_task(name, total=recipe.epochs * len(seeds), loss="-", start=False) for name in METHODS}
+        results = []
+        for name, policy in METHODS.items():
+            progress.start_task(tasks[name])
+
+            def after_epoch(loss: float, task: Any = tasks[name]) -> None:
+                progress.update(task, advance=1, loss=f"{loss:.4f}")
+
+            results.append(_result(name, policy, data, recipe, seeds, after_epoch))
+    return results
+
+
+def _result(
+    name: str, policy: str | None, data: Digits, recipe: Recipe, seeds: Sequence[int], after_epoch: Callable[[float], None]
+) -> DemoResult:
+    began = time.perf_counter()
+    accuracies, weights, activations = [], [], []
+    for seed in seeds:
+        compiled = train(policy, data, recipe, seed, after_epoch)
+        accuracies.append(accuracy(compiled, data.test_images, data.test_labels))
+        weight, activation = measured_densities(compiled)
+        weights.append(weight)
+        activations.append(activation)
+    reduction = compiled.cost(convention="swat").reduction
+    return DemoResult(
+        method=name,
+        policy=policy,
+        accuracies=tuple(accuracies),
+        weight_density=statistics.mean(weights),
+        activation_density=statistics.mean(activations),
+        training_reduction=reduction["training"],
+        inference_reduction=reduction["inference"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def measured_densities(compiled: CompiledModel) -> tuple[float, float]:
+    """Kept elements over all elements, of the weights and of the activations of all contractions.
+
+    The activations of a step are those counted when their thresholds were last selected; a contraction that was left dense
+    keeps all of its input, whose size is that of the example. So the example has the batch size of the training.
+    """
+    kept_weights = weights = kept_activations = activations = 0
+    for name, row in compiled.sparsity().items():
+        kept_weights += row["weight"]["kept"]
+        weights += row["weight"]["total"]
+        kept, total = row["activation"]["kept"], row["activation"]["total"]
+        if total is None:
+            kept = total = sum(_size(call.activation_shape) for call in compiled.sites[name].calls)
+        kept_activations += kept
+        activations += total
+    return kept_weights / weights, kept_activations / activations
+
+
+def _size(shape: Sequence[int] | None) -> int:
+    total = 1
+    for side in shape or ():
+        total *= side
+    return total
+
+
+def demo_table(results: Sequence[DemoResult]) -> Table:
+    """The results as a table for a terminal; the accuracy has a standard deviation where there were several seeds."""
+    seeds = len(results[0].accuracies)
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    table.add_column("method", no_wrap=True)
+    for name in ("test accuracy", "weights kept", "activations kept", "training FLOPs saved", "inference FLOPs saved", "time"):
+        table.add_column(name, justify="right")
+    for row in results:
+        spread = f" ± {100 * row.std:.2f}" if seeds > 1 else ""
+        table.add_row(
+            row.method,
+            f"{100 * row.mean:.2f}{spread} %",
+            f"{100 * row.weight_density:.1f} %",
+            f"{100 * row.activation_density:.1f} %",
+            f"{100 * row.training_reduction:.1f} %",
+            f"{100 * row.inference_reduction:.1f} %",
+            f"{row.seconds:.0f} s",
+        )
+    return table
