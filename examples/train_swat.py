@@ -1,6 +1,7 @@
-"""Train a network with SWAT on scikit-learn's digits: an ordinary loop around a compiled model.
+"""Train a network on scikit-learn's digits, dense and with SWAT: an ordinary loop around a compiled model.
 
-    python examples/train_swat.py --policy swat-u-90 --epochs 20
+    python examples/train_swat.py
+    python examples/train_swat.py --policies dense swat-u-80 my_policy.yaml --epochs 20
 """
 
 import argparse
@@ -28,52 +29,54 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
 
 
+def network(width: int) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    stages = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+    return nn.Sequential(stem, stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="swat-u-90", help="a preset's name (fxsparse presets) or a policy file")
+    names = ["dense", "swat-u-90", "swat-erk-90", "swat-structured-70"]
+    parser.add_argument("--policies", nargs="+", default=names, help="dense, names of presets (see fxsparse presets), policy files")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32, help="channels of the first stage")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.manual_seed(options.seed)
 
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, torch.tensor(digits.target), test_size=1 / 3, stratify=digits.target, random_state=0
-    )
+    labels = torch.tensor(digits.target)
+    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=1 / 3, stratify=labels, random_state=0)
+    batches = len(train_x) // 32
 
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), Block(32, 64, 2), Block(64, 128, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)
-    )
-    compiled = fxs.compile(model, options.policy, example_inputs=(train_x[: options.batch_size],))
-    print(compiled.report)
+    for name in options.policies:
+        torch.manual_seed(options.seed)
+        policy = None if name == "dense" else name
+        compiled = fxs.compile(network(options.width), policy, example_inputs=(train_x[:32],))
+        optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=options.epochs * batches)
+        compiled.attach(optimizer)  # only distribution="momentum" and schedules need it; it never hurts
 
-    steps = options.epochs * (len(train_x) // options.batch_size)
-    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
-    compiled.attach(optimizer)
+        print(f"\n{name}")
+        for epoch in range(options.epochs):
+            compiled.train()
+            for batch in torch.randperm(len(train_x))[: batches * 32].view(batches, 32):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(compiled(train_x[batch]), train_y[batch])
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+            print(f"  epoch {epoch + 1:3d}  loss of the last batch {loss.item():.4f}")
 
-    for epoch in range(options.epochs):
-        compiled.train()
-        for batch in torch.randperm(len(train_x)).split(options.batch_size):
-            if len(batch) < options.batch_size:
-                continue
-            optimizer.zero_grad()
-            loss = F.cross_entropy(compiled(train_x[batch]), train_y[batch])
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
         compiled.eval()
         with torch.no_grad():
-            right = (compiled(test_x).argmax(1) == test_y).float().mean()
-        print(f"epoch {epoch + 1:3d}   loss {loss.item():.4f}   test accuracy {100 * right.item():.2f} %")
-
-    for site, row in compiled.sparsity().items():
-        weight, activation = row["weight"], row["activation"]["actual"]
-        print(f"{site:28s} {weight['kept']:6d} of {weight['total']:6d} weights kept, activations {activation or 1.0:.3f}")
-    saved = compiled.cost(convention="swat").reduction
-    print(f"FLOPs saved: {100 * saved['training']:.1f} % of training, {100 * saved['inference']:.1f} % of inference")
+            correct = (compiled(test_x).argmax(1) == test_y).float().mean().item()
+        weights = [row["weight"] for row in compiled.sparsity().values()]
+        kept = sum(weight["kept"] for weight in weights) / sum(weight["total"] for weight in weights)
+        saved = compiled.cost(convention="swat").reduction
+        print(f"  test accuracy {100 * correct:.2f} %, {100 * kept:.1f} % of the weights kept")
+        print(f"  FLOPs saved: {100 * saved['training']:.1f} % of training, {100 * saved['inference']:.1f} % of inference")
 
 
 if __name__ == "__main__":

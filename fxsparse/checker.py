@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -92,6 +93,7 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> CheckRepor
 def _run(model: nn.Module, arguments: tuple[Any, Any], train: bool) -> dict[str, Any]:
     """Outputs, gradients and buffers of one forward and backward, by name."""
     random.seed(0)
+    numpy.random.seed(0)
     torch.manual_seed(0)
     model.train(train)
     model.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,11 +28,23 @@ QUICK_WIDTH, QUICK_EPOCHS = 8, 2
 class OneLineErrors(TyperGroup):
     """Commands whose refusals, wrong arguments included, are one line on standard error."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def run() -> Any:
+            return super(OneLineErrors, self).main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **extra) or 0)
+            status = run()
+            sys.exit(status if isinstance(status, int) else 0)
         except FxSparseError as error:
             _say(str(error))
             sys.exit(1)
@@ -98,6 +111,7 @@ def demo(
     from .demo import demo_table, run_demo
     from .digits import Recipe
 
+    _require_folder(json_path)
     width, standard = (QUICK_WIDTH, QUICK_EPOCHS) if quick else (Recipe.width, Recipe.epochs)
     results = run_demo(Recipe(width=width, epochs=standard if epochs is None else epochs), range(seed, seed + seeds))
     _print_table(demo_table(results))
@@ -147,20 +161,22 @@ def inspect(
         list[str], typer.Option("--input", help="Shape of an input, such as 8x3x224x224 or 8x128:int64; once for each positional argument.")
     ],
     policy: Annotated[str | None, typer.Option(help="A preset's name or the path of a YAML or JSON file; none changes nothing.")] = None,
-    accelerator: Annotated[str | None, typer.Option(help="A machine's name or YAML file: prints the cost of each contraction on it.")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="A machine: its name or YAML file. Prints the costs on it.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report and the costs there, too.")] = None,
 ) -> None:
     """Print what a policy changes in a model and what it leaves exact, and the FLOPs that it saves. Nothing is trained."""
     from .compiler import compile
     from .policy import as_policy
 
+    _require_folder(json_path)
     example_inputs = tuple(example_input(text) for text in inputs)
     chosen = as_policy(policy)
     compiled = compile(load_model(model), chosen, example_inputs)
     saved = compiled.cost(convention="swat").reduction
+    cost = compiled.cost(accelerator)
     print(compiled.report)
     if accelerator is not None:
-        print(compiled.cost(accelerator))
+        print(cost)
     print(
         f"FLOPs saved against dense, counted by the rule named 'swat': "
         f"training {100 * saved['training']:.1f} %, inference {100 * saved['inference']:.1f} %"
@@ -172,7 +188,7 @@ def inspect(
             "policy": chosen.to_dict(),
             "report": compiled.report.to_dict(),
             "reduction": {"convention": "swat", **saved},
-            "cost": compiled.cost(accelerator).to_dict(),
+            "cost": cost.to_dict(),
         }
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -192,7 +208,8 @@ def example_input(text: str) -> torch.Tensor:
         raise FxSparseError(f"--input {text!r} is not a shape; expected positive numbers joined by x, such as 8x3x224x224 or 8x128:int64")
     dtype = dtype or INPUT_DTYPES[0]
     if dtype not in INPUT_DTYPES:
-        raise FxSparseError(f"--input {text!r}: unknown dtype {dtype!r}{closest(dtype, INPUT_DTYPES)}; expected one of {', '.join(INPUT_DTYPES)}")
+        known = ", ".join(INPUT_DTYPES)
+        raise FxSparseError(f"--input {text!r}: unknown dtype {dtype!r}{closest(dtype, INPUT_DTYPES)}; expected one of {known}")
     return torch.zeros([int(side) for side in sides.split("x")], dtype=getattr(torch, dtype))
 
 
@@ -216,7 +233,8 @@ def load_model(text: str) -> nn.Module:
     try:
         module = importlib.import_module(source)
     except Exception as error:
-        raise FxSparseError(f"{text!r}: the module {source!r} does not import: {type(error).__name__}: {error}") from error
+        hint = closest(source, ["torchvision"])
+        raise FxSparseError(f"{text!r}: the module {source!r} does not import: {type(error).__name__}: {error}{hint}") from error
     try:
         made: Any = module
         for part in name.split("."):
@@ -244,7 +262,7 @@ def _torchvision_model(name: str) -> nn.Module:
         raise FxSparseError(f"'torchvision:{name}': {error.name!r} is not installed: pip install 'fxsparse[all]'") from None
     if name not in list_models():
         raise FxSparseError(f"torchvision has no model {name!r}{closest(name, list_models())}; torchvision.models.list_models() lists them")
-    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     made: nn.Module = get_model(name, weights=None, **_without_backbone_weights(name), **settings)
     return made
 
@@ -266,6 +284,13 @@ def describe(technique: dict[str, Any]) -> str:
             shown = f"{100 * setting:g} %" if name.endswith("sparsity") else str(setting)
             settings.append(f"{name.replace('_', ' ')} {shown}")
     return f"{technique['technique']}: {', '.join(settings)}" if settings else str(technique["technique"])
+
+
+def _require_folder(path: Path | None) -> None:
+    """Refuses a file that could not be written, before the long work."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        wrong = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise FxSparseError(f"--json {str(path)!r} {wrong}; expected the name of a file to write")
 
 
 def _print_table(table: Any) -> None:

@@ -32,7 +32,7 @@ class Item:
     scales: bool
 
     def at(self, batch: int) -> Workload:
-        return self.workload.with_batch(batch) if self.scales else self.workload
+        return self.workload.with_batch(self.workload.batch * batch) if self.scales else self.workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +357,7 @@ class _Reader:
         kept = []
         for one in saved:
             owner = one.storage[0]
-            if not owner.startswith("buffer:"):
+            if not owner.startswith("buffer:") and any(one.size):
                 is_node = owner in self.known or owner == name
                 kept.append((owner, (0, 0)) if is_node else (":".join(map(str, one.storage)), one.size))
         self._add(

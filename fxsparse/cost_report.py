@@ -209,7 +209,7 @@ class CostReport:
             total = node.total
             time = (quantity(total.time_s or 0.0, "s"), node.bound or "") if timed else ()
             table.add_row(
-                node.site if node.contractions else node.name,
+                (node.site if node.contractions else "") or node.name,
                 node.operator + ("" if node.known else " (?)"),
                 *(quantity(getattr(node, which).macs) for which in PASSES),
                 quantity(total.dram_bytes, "B"),

@@ -62,7 +62,7 @@ def load_digits() -> Digits:
         from sklearn.datasets import load_digits as load
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as error:
-        raise FxSparseError(f"the digits come with scikit-learn, and {error.name!r} is not installed: pip install 'fxsparse[all]'") from None
+        raise FxSparseError(f"the digits come with scikit-learn; {error.name!r} is not installed: pip install 'fxsparse[all]'") from None
     bunch = load()
     train, test = train_test_split(range(len(bunch.target)), test_size=1 / 3, stratify=bunch.target, random_state=SPLIT_SEED)
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
@@ -153,7 +153,7 @@ def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Cal
     compiled.train()
     for _ in range(recipe.epochs):
         total = 0.0
-        for chosen in torch.randperm(count, generator=generator)[: steps * batch].split(batch):
+        for chosen in torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch):
             images = shifted(data.train_images[chosen], data.black, generator)
             optimizer.zero_grad()
             loss = F.cross_entropy(compiled(images), data.train_labels[chosen])

@@ -31,6 +31,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.recurrent import Recurrent
+from fxsparse.cost_model.workload import Contraction
 
 from . import meta
 from .capture.capture import Capture
@@ -38,7 +39,7 @@ from .capture.fake_twin import UNKNOWN
 from .capture.signature import Arguments, Mismatch
 from .pricing.calls import Answer, CallPricer, Held, InnerCall, recurrent_workload
 from .pricing.price import Leaf, Price
-from .pricing.recording import Amount, Spec, spec_of
+from .pricing.recording import Amount, Spec, amount_of, spec_of
 from .recurrent import swat_recurrent
 from .sites import batch_size_of, graphs_in_order
 
@@ -79,7 +80,8 @@ class _Annotator:
         self.names = names
         self.own_batch = own_batch
         self.batch = batch
-        self.pricer = CallPricer(batch)
+        self.exclusive = batch != own_batch
+        self.pricer = CallPricer(batch, self.exclusive)
         self.failures = 0
         self.facts: dict[fx.Node, dict[str, Any]] = {}
         self.reached: set[str] = set()
@@ -119,7 +121,7 @@ class _Annotator:
 
     def _amount(self, spec: Spec) -> Amount:
         number = spec.stored_elements * spec.dtype.itemsize
-        return Amount(0, number) if number % self.batch else Amount(number // self.batch, 0)
+        return amount_of(number, self.batch, False)
 
     def _graph(self, path: str, gm: fx.GraphModule, bound: Sequence[Any] | None) -> Any:
         self.reached.add(path)
@@ -377,10 +379,14 @@ class _Graph:
         others = [work for work in facts.get("work", ()) if work["kind"] == "pointwise"]
         sites = [self._site_of(weight) for weight in weights]
         facts["work"] = [
-            *({**product.with_batch(1).to_dict(), "scales": True, "site": sites[index]} for product, index in _products_of(whole)),
+            *({**self._sample(product), "site": sites[index]} for product, index in _products_of(whole)),
             *others,
         ]
         facts["operator"] = whole.cell
+
+    def _sample(self, product: Contraction) -> dict[str, Any]:
+        each, rest = divmod(product.batch, self.all.batch)
+        return {**(product if rest else product.with_batch(each)).to_dict(), "scales": not rest}
 
     def _site_of(self, weight: Any) -> str:
         while isinstance(weight, fx.Node):

@@ -212,7 +212,11 @@ def _of_module(gm: fx.GraphModule, node: fx.Node) -> list[Operands]:
         problem = "it is called with output_size"
     return [
         Operands(
-            node=node, operator=kind, weight=f"{node.target}.weight", activation=_module_input(node), problem=problem,
+            node=node,
+            operator=kind,
+            weight=f"{node.target}.weight",
+            activation=_module_input(node),
+            problem=problem,
             arguments={"second": _second(node)} if kind == "bilinear" else {},
         )
     ]

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from .fake_twin import UNKNOWN
+from .watch import is_in_assertion
 
 if TYPE_CHECKING:
     from .tracer import CaptureTracer
@@ -120,9 +121,13 @@ class ValueProxy(fx.Proxy):
         return hash(self.tracer.concrete(self, "looking it up"))
 
     def __format__(self, spec: str) -> str:
+        if is_in_assertion(sys._getframe(1)):
+            return "?"
         return format(self.tracer.concrete(self, "writing a value as text"), spec)
 
     def __str__(self) -> str:
+        if is_in_assertion(sys._getframe(1)):
+            return "?"
         return str(self.tracer.concrete(self, "writing a value as text"))
 
     def __setitem__(self, key: Any, value: Any) -> None:

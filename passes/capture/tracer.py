@@ -383,6 +383,7 @@ class CaptureTracer(fx.Tracer):
             raise Refused(reason)
         graph._tracer_cls = None
         for node in graph.nodes:
+            node.type = None  # an annotation that copies could not keep
             node.meta.pop("is_wrapped", None)  # else the generated code would wrap the function for all later tracing
         _drop_unused_readings(graph)
         return graph

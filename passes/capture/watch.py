@@ -149,6 +149,19 @@ def _names_whose_type_is_asked(code: types.CodeType) -> frozenset[str]:
     return frozenset(argument.id for argument in asked if isinstance(argument, ast.Name))
 
 
+def is_in_assertion(frame: types.FrameType) -> bool:
+    """Whether the line that is running belongs to ``torch._assert(...)``, whose message is made even if nothing is wrong."""
+    return any(first <= frame.f_lineno <= last for first, last in _assertion_lines(frame.f_code))
+
+
+@lru_cache(maxsize=4096)
+def _assertion_lines(code: types.CodeType) -> tuple[tuple[int, int], ...]:
+    tree, start = _source_tree(code)
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    asserts = [call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == "_assert"]
+    return tuple((start + call.lineno - 1, start + (call.end_lineno or call.lineno) - 1) for call in asserts)
+
+
 def _source_tree(code: types.CodeType) -> tuple[ast.AST, int]:
     """A function's syntax tree and first line; an empty tree if there is no source."""
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.attention import Attention
@@ -23,7 +23,7 @@ from ..capture.clone import clone_modules
 from ..recurrent import recurrent, swat_recurrent
 from .price import Price, price_of
 from .products import attention
-from .recording import Amount, Recorder, Recording, Spec, record_call, spec_of, storage_of
+from .recording import Amount, BatchLeak, Recorder, Recording, Spec, record_call, spec_of, storage_of
 
 _SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _NAMED_PRODUCTS = frozenset(
@@ -82,10 +82,15 @@ class Answer:
 
 
 class CallPricer:
-    """Prices calls at one batch size, which stands for the samples."""
+    """Prices calls at one batch size, which stands for the samples.
 
-    def __init__(self, batch: int) -> None:
+    Args:
+        exclusive: nothing but the number of samples has that size.
+    """
+
+    def __init__(self, batch: int, exclusive: bool) -> None:
         self.batch = batch
+        self.exclusive = exclusive
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: dict[Any, Answer] = {}
 
@@ -121,7 +126,7 @@ class CallPricer:
         return answer
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, UninitializedTensorMixin):  # type: ignore[unreachable, unused-ignore]
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             return tensor
         with self.mode:
             found: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
@@ -156,6 +161,7 @@ class CallPricer:
             [item.spec for item in held],
             mode=self.mode,
             batch=self.batch,
+            exclusive=self.exclusive,
             fixed=[item.fixed for item in held],
             parameters=[tensor for tensor in attributes if isinstance(tensor, nn.Parameter)],
             buffers=[tensor for tensor in attributes if not isinstance(tensor, nn.Parameter)],
@@ -165,6 +171,7 @@ class CallPricer:
         parameters = {storage_of(tensor) for tensor, item in zip(sources, held, strict=True) if item.parameter}
         parameters |= {storage_of(tensor) for tensor in attributes if isinstance(tensor, nn.Parameter)}
         args, kwargs = pytree.tree_unflatten(leaves, spec)
+        whole = self._whole(target, args, kwargs, record.operations)
         price = price_of(
             record,
             sources,
@@ -173,9 +180,12 @@ class CallPricer:
             contraction="einsum" if not isinstance(target, nn.Module) and target in _NAMED_PRODUCTS else "linear",
             attributes=attributes,
             parameters=parameters,
-            whole=self._whole(target, args, kwargs, record.operations),
+            whole=whole,
             inner=answer.places if answer is not None else {},
         )
+        if self.exclusive:
+            for work in price.work:
+                _refuse_leak(work, self.batch)
         price.learned = tuple(
             slot
             for slot, (item, tensor) in enumerate(zip(held, sources, strict=True))
@@ -203,6 +213,15 @@ class CallPricer:
         if isinstance(target, nn.RNNBase) and args and isinstance(args[0], Held) and len(args[0].spec.shape) == 3:
             return _of_module(target, args[0])
         return None
+
+
+def _refuse_leak(work: dict[str, Any], batch: int) -> None:
+    """Raises BatchLeak if a size that is no number of samples is a multiple of the batch."""
+    for name, value in work.items():
+        sizes = value if isinstance(value, (list, tuple)) else (value,)
+        numbers = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool)]
+        if work["kind"] != "pointwise" and any(size and size % batch == 0 for size in numbers):
+            raise BatchLeak(f"its {name} grows with the inputs' first size")
 
 
 def recurrent_workload(

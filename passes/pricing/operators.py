@@ -20,16 +20,17 @@ CONTRACTIONS = frozenset(
     _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_flash_attention_backward
     _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward swat_convolution
-    swat_linear swat_einsum
+    swat_linear swat_einsum mkldnn_rnn_layer mkldnn_rnn_layer_backward _cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward
+    _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell _thnn_fused_gru_cell_backward lstm_mps
     """.split()  # noqa: SIM905
 )
 
 FREE = frozenset(
     """
-    as_strided detach alias lift lift_fresh _unsafe_view _reshape_alias empty empty_like empty_strided empty_permuted new_empty
-    new_empty_strided is_same_size sym_size sym_stride sym_numel sym_storage_offset size stride device set_ resize_
-    _local_scalar_dense item _has_compatible_shallow_copy_type _version record_stream requires_grad_ _nested_tensor_size
-    is_nonzero
+    transpose squeeze unsqueeze t swapaxes swapdims unsafe_split unsafe_split_with_sizes unsafe_chunk as_strided detach alias
+    lift lift_fresh _unsafe_view _reshape_alias empty empty_like empty_strided empty_permuted new_empty new_empty_strided
+    is_same_size sym_size sym_stride sym_numel sym_storage_offset size stride device set_ resize_ _local_scalar_dense item
+    _has_compatible_shallow_copy_type _version record_stream requires_grad_ _nested_tensor_size is_nonzero
     """.split()  # noqa: SIM905
 )
 
@@ -50,14 +51,15 @@ _FORWARD = {
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d",
     "embedding": "embedding _embedding_bag _embedding_bag_forward_only index_select",
-    "copy": "clone copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put gather "
-    "scatter scatter_add scatter_reduce index_add index_copy index_fill roll flip repeat repeat_interleave tril triu slice_scatter "
-    "select_scatter as_strided_scatter diagonal_scatter slice_backward select_backward diagonal_backward as_strided_copy unfold_backward "
-    "fill zero zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full arange linspace logspace eye scalar_tensor tril_indices "
-    "triu_indices masked_fill masked_select masked_scatter reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-    "replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im rot90 narrow_copy view_copy "
-    "split_with_sizes_copy unbind_copy permute_copy nonzero one_hot bucketize searchsorted _to_sparse _conj_physical complex polar "
-    "embedding_renorm _copy_from _efficientzerotensor value_selecting_reduction_backward _foreach_copy new_empty_copy",
+    "copy": "clone copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put "
+    "gather scatter scatter_add scatter_reduce index_add index_copy index_fill roll flip repeat repeat_interleave tril triu "
+    "slice_scatter select_scatter as_strided_scatter diagonal_scatter slice_backward select_backward diagonal_backward "
+    "as_strided_copy unfold_backward fill zero zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full "
+    "arange linspace logspace eye scalar_tensor tril_indices triu_indices masked_fill masked_select masked_scatter "
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle "
+    "pixel_unshuffle channel_shuffle im2col col2im rot90 narrow_copy view_copy split_with_sizes_copy unbind_copy "
+    "permute_copy nonzero one_hot bucketize searchsorted _to_sparse _conj_physical complex polar embedding_renorm "
+    "_copy_from _efficientzerotensor value_selecting_reduction_backward _foreach_copy new_empty_copy",
     "reduce": "sum mean amax amin max min prod any all argmax argmin var std var_mean std_mean norm linalg_vector_norm cumsum cumprod "
     "logcumsumexp nansum count_nonzero aminmax median nanmedian mode trace cummax cummin equal allclose histc bincount unique2 _unique2 "
     "_cdist_backward dist",

@@ -16,7 +16,7 @@ from fxsparse.cost_model.recurrent import Recurrent
 from fxsparse.cost_model.workload import Contraction
 
 from .products import Priced, product_of
-from .recording import Amount, Operation, Recording, Spec, spec_of, storage_of
+from .recording import Amount, Operation, Recording, Spec, amount_of, spec_of, storage_of
 
 NOTHING = Amount(0, 0)
 
@@ -96,7 +96,7 @@ def price_of(
     _work(price, record, batch, contraction, whole, labels)
     _output(price, record, places, batch)
     for storage, amount in record.saved.items():
-        if storage in parameters:
+        if storage in parameters or not any(amount):
             continue
         kind, slot = places.get(storage, ("own", storage))
         price.saved.append((kind, slot if kind != "own" else 0, amount))
@@ -116,7 +116,8 @@ def _work(
 ) -> None:
     forward, backward = _Moved(), _Moved()
     if whole is not None:
-        price.work.append({**whole.with_batch(1).to_dict(), "scales": True})
+        scales = whole.batch % batch == 0
+        price.work.append({**(whole.with_batch(whole.batch // batch) if scales else whole).to_dict(), "scales": scales})
         labels[whole.operator] = 1 << 62
     multiplies = whole is not None
     for operation in record.operations:
@@ -203,16 +204,23 @@ def _transient(record: Recording, *, backward: bool, kept: set[int], batch: int)
         for storage in (*operation.reads, *operation.writes):
             last[storage] = index
     inner = [storage for storage in first if storage in record.made and storage not in kept]
-    best = NOTHING
+    begins: dict[int, list[int]] = {}
+    ends: dict[int, list[int]] = {}
+    for storage in inner:
+        begins.setdefault(first[storage], []).append(storage)
+        ends.setdefault(last[storage], []).append(storage)
+    best = alive = NOTHING
     for index in range(len(steps)):
-        alive = total(record.made[storage] for storage in inner if first[storage] <= index <= last[storage])
+        alive = _sum(alive, total(record.made[storage] for storage in begins.get(index, ())))
         if alive.at(batch) > best.at(batch):
             best = alive
+        gone = total(record.made[storage] for storage in ends.get(index, ()))
+        alive = Amount(alive.each - gone.each, alive.fixed - gone.fixed)
     return best
 
 
 def _amount(number: int, batch: int) -> Amount:
-    return Amount(0, number) if number % batch else Amount(number // batch, 0)
+    return amount_of(number, batch, False)
 
 
 def _shared(amount: Amount, every: int) -> Amount:

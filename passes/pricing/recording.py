@@ -32,6 +32,29 @@ class Amount(NamedTuple):
         return self.each * batch + self.fixed
 
 
+class BatchLeak(Exception):
+    """Something does not grow in proportion to the first size of the inputs, which therefore is no number of samples."""
+
+
+def amount_of(number: int, batch: int, exclusive: bool) -> Amount:
+    """A number of bytes or elements as a pair.
+
+    Args:
+        exclusive: ``batch`` is a size that nothing else has, so that a multiple of its square cannot be.
+
+    Raises: BatchLeak.
+    """
+    each, rest = divmod(number, batch)
+    if rest:
+        return Amount(0, number)
+    if exclusive and each and each % batch == 0:
+        raise BatchLeak(_LEAK)
+    return Amount(each, 0)
+
+
+_LEAK = "it grows with the square of the inputs' first size"
+
+
 class Spec(NamedTuple):
     """A tensor's form, hashable."""
 
@@ -110,11 +133,16 @@ def storage_of(tensor: torch.Tensor) -> int:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operators while it is active. ``batch``: the size that marks what grows with the samples."""
+    """Notes operators while it is active.
 
-    def __init__(self, batch: int) -> None:
+    Args:
+        batch: the size that marks what grows with the samples. exclusive: nothing else has that size.
+    """
+
+    def __init__(self, batch: int, exclusive: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch = batch
+        self.exclusive = exclusive
         self.record = Recording()
         self.backward = False
         self.paused = 0
@@ -129,11 +157,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.paused -= 1
 
-    def amount(self, number: int, fixed: bool = False) -> Amount:
+    def amount(self, number: int) -> Amount:
         """A number of bytes or elements as a pair."""
-        if fixed or number % self.batch:
-            return Amount(0, number)
-        return Amount(number // self.batch, 0)
+        return amount_of(number, self.batch, self.exclusive)
 
     def of_storage(self, tensor: torch.Tensor) -> Amount:
         """The bytes of a tensor's whole storage."""
@@ -235,6 +261,7 @@ def record_call(
     *,
     mode: Any,
     batch: int,
+    exclusive: bool,
     fixed: Sequence[bool],
     parameters: Sequence[torch.Tensor] = (),
     buffers: Sequence[torch.Tensor] = (),
@@ -247,7 +274,7 @@ def record_call(
 
     Raises: what the call raises.
     """
-    recorder = Recorder(batch)
+    recorder = Recorder(batch, exclusive)
     record = recorder.record
 
     def note(slot: int, gradient: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from .test_survival import batches, make, optimizer_of
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    with torch._dynamo.config.patch(error_on_recompile=True, allow_rnn=True):  # Dynamo refuses nn.LSTM by its class otherwise
         yield
     torch._dynamo.reset()
 

@@ -246,3 +246,10 @@ def test_dense_operands_need_no_state() -> None:
     assert list(made.state_dict()) == ["weight_threshold", "weight_density"]
     made = SiteState(spec(weight_kept=10), [()], torch.device("cpu"), torch.float32)
     assert not any("weight_" in name for name in made.state_dict())
+
+
+def test_what_is_read_on_the_host_stays_there() -> None:
+    """The clock and the densities are read by Python in every forward: on another device each reading would wait for it."""
+    compiled = compiled_copy(nn.Linear(6, 5), torch.randn(4, 6)).to("meta")
+    for name, buffer in compiled.named_buffers():
+        assert buffer.device.type == ("cpu" if "clock" in name or "density" in name else "meta"), name

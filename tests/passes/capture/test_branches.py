@@ -430,7 +430,7 @@ class Asserting(Layers):
     def forward(self, x: Tensor) -> Tensor:
         assert x.dim() == 2, "two dimensions"
         assert x.shape[1] == 4
-        torch._assert(x.shape[1] == self.a.in_features, "width")
+        torch._assert(x.shape[1] == self.a.in_features, f"width {x.shape} of {x.shape[0]}")
         return self.a(x)
 
 
