@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import CostError, ExportError, FxSparseError, NumericalError, PassError, PolicyError, TraceError, VerificationError
 
 if TYPE_CHECKING:
+    from fxsparse.cost_model.accelerator import Accelerator, accelerators
+
     from .checker import CheckReport, check
     from .compiled_model import CompiledModel
     from .compiler import compile
     from .cost_comparison import CostComparison
-    from .cost_model.accelerator import Accelerator, accelerators
     from .cost_report import CostReport
     from .estimator import estimate
     from .policy import Policy

@@ -82,9 +82,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from . import __version__
-
-        print(f"fxsparse {__version__}")
+        print(f"fxsparse {sys.modules['fxsparse'].__dict__['__version__']}")
         raise typer.Exit
 
 

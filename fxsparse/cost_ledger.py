@@ -12,7 +12,7 @@ from fxsparse.cost_model.memory import NodeMemory, SavedTensor, training_peak
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.workload import Contraction
 from fxsparse.cost_model.workloads import Workload, contractions_of, workload_from_dict
-from fxsparse.passes import meta
+from fxsparse.passes.meta import read as facts_of
 
 from .errors import CostError
 
@@ -208,14 +208,14 @@ class _Reader:
         nodes: dict[str, str] = {}
         given = iter(bound)
         for node in self.graphs[path].graph.nodes:
-            facts = meta.read(node).get("cost")
+            facts = facts_of(node).get("cost")
             if facts is None:
                 raise CostError(f"graph {path or '(root)'}, node {node.name!r} has no cost: compile the model with example_inputs")
             name = f"{prefix}{node.name}"
             if node.op == "placeholder":
                 self._placeholder(path, name, node.name, facts, next(given, None), owners, nodes)
             elif node.op not in ("output", "get_attr"):
-                self._node(node.name, path, prefix, meta.read(node).get("site", ""), facts, owners, nodes)
+                self._node(node.name, path, prefix, facts_of(node).get("site", ""), facts, owners, nodes)
         return owners
 
     def _placeholder(

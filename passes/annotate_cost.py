@@ -58,14 +58,22 @@ def annotate_cost(
         example: the model's example inputs. rewritten: paths of graphs that a pass has changed.
     """
     own = _example_batch(captured, example)
-    first = _Annotator(captured, names, own, _UNLIKELY_BATCH, rewritten)
+    unlikely = own if own is not None and _has_time_first_recurrence(captured) else _UNLIKELY_BATCH
+    first = _Annotator(captured, names, own, unlikely, rewritten)
     root = first.run(example)
-    if first.failures and own is not None:
+    if first.failures and own is not None and unlikely != own:
         second = _Annotator(captured, names, own, own, rewritten)
         again = second.run(example)
         if second.failures < first.failures:
             return second.written(again)
     return first.written(root)
+
+
+def _has_time_first_recurrence(captured: Capture) -> bool:
+    """Whether a layer is unrolled over what may be the inputs' first dimension: a longer one would be unrolled for nothing."""
+    return any(
+        node.target is swat_recurrent and not node.args[9] for _, _, gm in graphs_in_order(captured) for node in gm.graph.nodes
+    )
 
 
 def _example_batch(captured: Capture, example: Arguments | None) -> int | None:
