@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxsparse.passes.annotate_cost import annotate_cost
+from fxsparse.passes.annotate_cost import annotate_cost, example_batch_of
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
 from fxsparse.passes.label import label_sites
-from fxsparse.passes.sites import Site, batch_size_of, describe, execution_order, graphs_in_order
+from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState, sites_state
 from fxsparse.passes.verify import verify
@@ -99,7 +99,7 @@ def compile(
         specs=_applied(plan.specs, results),
         sites=sites,
         report=report,
-        example_batch=batch_size_of(captured) or 1,
+        example_batch=example_batch_of(captured, example) or 1,
         root_cost=root_cost,
     )
 

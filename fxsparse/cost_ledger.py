@@ -203,12 +203,12 @@ class _Reader:
             owners["input", index] = (name, 0)
         self._node("(model)", "", "", "", facts, owners, {})
 
-    def _graph(self, path: str, prefix: str, bound: list[Storage | None]) -> dict[Storage, Storage]:
+    def _graph(self, path: str, prefix: str, bound: list[Storage | None], other: Mapping[str, Any] | None = None) -> dict[Storage, Storage]:
         owners: dict[Storage, Storage] = {}
         nodes: dict[str, str] = {}
         given = iter(bound)
         for node in self.graphs[path].graph.nodes:
-            facts = facts_of(node).get("cost")
+            facts = (other or {}).get(node.name) or facts_of(node).get("cost")
             if facts is None:
                 raise CostError(f"graph {path or '(root)'}, node {node.name!r} has no cost: compile the model with example_inputs")
             name = f"{prefix}{node.name}"
@@ -228,7 +228,7 @@ class _Reader:
         owners: dict[Storage, Storage],
         nodes: dict[str, str],
     ) -> None:
-        if facts["kind"] == "unknown":
+        if facts["kind"] == "unknown" and path == "":
             raise CostError(f"graph {path or '(root)'}, input {node!r}: its shape is not known: compile the model with example_inputs")
         size = _pair(facts.get("storages", [[0, 0]])[0])
         if source is None:
@@ -265,11 +265,6 @@ class _Reader:
         given: Sequence[Storage | None] = (),
     ) -> None:
         name = f"{prefix}{node}"
-        if facts.get("shapeless") and site:
-            raise CostError(
-                f"graph {path or '(root)'}, node {node!r} ({site}): its shapes are not known ({facts.get('note')}); "
-                "compile the model with example_inputs"
-            )
         back: list[tuple[str, str]] = []
         inputs = (*self._producers(facts, nodes), *(source[0] for source in given if source and source[0] in self.known))
         for index, *size in facts.get("spaces", ()):
@@ -291,7 +286,7 @@ class _Reader:
                     back.append((f"{prefix}{call['node']}", owners[node, index][0]))
                 continue
             quiet, self.quiet = self.quiet, self.quiet or bool(facts.get("own_memory"))
-            inside = self._graph(call["graph"], inner_prefix, bound)
+            inside = self._graph(call["graph"], inner_prefix, bound, call.get("nodes"))
             self.quiet = quiet
             for index, source, place in call.get("outputs", ()):
                 owners[node, index] = ("", 0) if source == "" else inside.get((source, place), (name, index))

@@ -15,7 +15,8 @@ The fact ``cost`` of a node is plain data, every key but ``kind`` left out where
     transient    bytes of its work space: forward and backward, each [of a sample, fixed]
     parameters   [name, bytes] of each parameter that gets a gradient here
     unknown      bytes moved by operators that are not known, by name
-    calls        graphs that it runs: path, the storage of each input, and of what comes back [index, node, index there]
+    calls        graphs that it runs: path, the storage of each input, and of what comes back [index, node, index there];
+                 "nodes" has the facts of nodes that are others in this call than in the graph's first
     own_memory   true for a composite whose graph is only read: its storages are those of torch's own Python
     spaces       [index, of a sample, fixed] of the storages that it makes for those graphs
 """
@@ -40,10 +41,11 @@ from .capture.signature import Arguments, Mismatch
 from .pricing.calls import Answer, CallPricer, Held, InnerCall, recurrent_workload
 from .pricing.price import Leaf, Price
 from .pricing.recording import Amount, Spec, amount_of, spec_of
-from .recurrent import swat_recurrent
+from .recurrent import recurrent, swat_recurrent
 from .sites import batch_size_of, graphs_in_order
 
 _UNLIKELY_BATCH = 1013
+_STEPS_UNROLLED = 8
 _MEMORY = ("storages", "alias", "tensor", "saved", "transient", "parameters", "passes_gradient", "needs_grad")
 _INNER = 1 << 16  # storages that a module's Python shares with the graphs that it calls are numbered from here
 
@@ -57,11 +59,10 @@ def annotate_cost(
         names: the site of each parameter, by the parameter's qualified name.
         example: the model's example inputs. rewritten: paths of graphs that a pass has changed.
     """
-    own = _example_batch(captured, example)
-    unlikely = own if own is not None and _has_time_first_recurrence(captured) else _UNLIKELY_BATCH
-    first = _Annotator(captured, names, own, unlikely, rewritten)
+    own = example_batch_of(captured, example)
+    first = _Annotator(captured, names, own, _UNLIKELY_BATCH, rewritten)
     root = first.run(example)
-    if first.failures and own is not None and unlikely != own:
+    if first.failures and own is not None:
         second = _Annotator(captured, names, own, own, rewritten)
         again = second.run(example)
         if second.failures < first.failures:
@@ -69,14 +70,7 @@ def annotate_cost(
     return first.written(root)
 
 
-def _has_time_first_recurrence(captured: Capture) -> bool:
-    """Whether a layer is unrolled over what may be the inputs' first dimension: a longer one would be unrolled for nothing."""
-    return any(
-        node.target is swat_recurrent and not node.args[9] for _, _, gm in graphs_in_order(captured) for node in gm.graph.nodes
-    )
-
-
-def _example_batch(captured: Capture, example: Arguments | None) -> int | None:
+def example_batch_of(captured: Capture, example: Arguments | None) -> int | None:
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
     return int(tensors[0].shape[0]) if tensors else batch_size_of(captured)
 
@@ -92,7 +86,6 @@ class _Annotator:
         self.pricer = CallPricer(batch, self.exclusive)
         self.failures = 0
         self.facts: dict[fx.Node, dict[str, Any]] = {}
-        self.reached: set[str] = set()
         self.tensor_names: dict[int, str] = {}
         for name, tensor in (*captured.root.named_parameters(), *captured.root.named_buffers()):
             self.tensor_names.setdefault(id(tensor), name)
@@ -123,7 +116,10 @@ class _Annotator:
         counter = iter(range(1 << 30))
         args, kwargs = pytree.tree_map(held, example)
         graph = _Graph(self, "", None)
-        facts, _ = graph.python("(model)", self.captured.root, "", args, kwargs)
+        try:
+            facts, _ = graph.python("(model)", self.captured.root, "", args, kwargs)
+        except Exception:  # what depends on data cannot run on fake tensors; the graphs in it are priced one by one
+            return {"kind": "unknown", "unknown": {type(self.captured.root).__name__: [0, 0]}}
         spaces = [self._amount(leaf.spec) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Held)]
         return {**facts, "given": [list(amount) for amount in spaces]}
 
@@ -131,9 +127,15 @@ class _Annotator:
         number = spec.stored_elements * spec.dtype.itemsize
         return amount_of(number, self.batch, False)
 
-    def _graph(self, path: str, gm: fx.GraphModule, bound: Sequence[Any] | None) -> Any:
-        self.reached.add(path)
-        return _Graph(self, path, gm).walk(bound)
+    def _graph(self, path: str, gm: fx.GraphModule, bound: Sequence[Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Prices a graph. Returns its output, and the facts of its nodes where they differ from those of an earlier call of it."""
+        walk = _Graph(self, path, gm)
+        result = walk.walk(bound)
+        other = {}
+        for node, facts in walk.facts.items():
+            if self.facts.setdefault(node, facts) != facts:
+                other[node.name] = facts
+        return result, other
 
     def _at_batch(self, tensor: torch.Tensor) -> Spec:
         """The form of an example at this run's batch size: in its first dimension of the example's size, or a multiple of it."""
@@ -155,6 +157,7 @@ class _Graph:
         self.path = path
         self.gm = gm
         self.values: dict[fx.Node, Any] = {}
+        self.facts: dict[fx.Node, dict[str, Any]] = {}
 
     def walk(self, bound: Sequence[Any] | None) -> Any:
         assert self.gm is not None
@@ -171,7 +174,7 @@ class _Graph:
             else:
                 facts, value = self._call(node)
             self.values[node] = value
-            self.all.facts[node] = {key: item for key, item in facts.items() if key == "kind" or item}
+            self.facts[node] = {key: item for key, item in facts.items() if key == "kind" or item}
         self._add_gradient_sums()
         return result
 
@@ -229,7 +232,8 @@ class _Graph:
                 module = self.gm.get_submodule(str(target))
                 facts, value = self.python(node.name, module, inner, args, kwargs)
             else:
-                answer = self.all.pricer.function(target if node.op == "call_function" else str(target), args, kwargs)
+                run, given = self._shortened(target if node.op == "call_function" else str(target), args)
+                answer = self.all.pricer.function(run, given, kwargs)
                 self._note_learned(node, answer.price, args, kwargs)
                 facts, value = self._facts(node.name, answer, args, kwargs), None
                 value = self._value(node.name, answer, args, kwargs)
@@ -239,6 +243,13 @@ class _Graph:
             return self._unknown(node, args, kwargs, (str(error).strip().splitlines() or [type(error).__name__])[0])
         facts["inputs"] = self._read_by(node)
         return facts, value
+
+    @staticmethod
+    def _shortened(target: Any, args: Any) -> tuple[Any, Any]:
+        """What is run to see a call's memory: a long unrolled recurrence is taken for the fused layer, whose steps cost no time here."""
+        if target is swat_recurrent and isinstance(args[0], Held) and args[0].spec.shape[1 if args[9] else 0] > _STEPS_UNROLLED:
+            return recurrent, args[:10]
+        return target, args
 
     def _part(self, node: fx.Node, args: Any) -> tuple[dict[str, Any], Any]:
         """An element of a tuple: no operator at all."""
@@ -365,6 +376,16 @@ class _Graph:
 
         value = pytree.tree_map(held, value, is_leaf=lambda leaf: isinstance(leaf, Spec))
         moved = [*made, *(self.all._amount(item.spec) for item in _held(args, kwargs))]
+        calls = []
+        if node.op == "call_module" and self.gm is not None:
+            path = f"{self.path}.{node.target}" if self.path else str(node.target)
+            inside = self._inside(path)
+            calls = [{"graph": below, "inputs": []} for below in inside.values()]
+            moved += [
+                Amount(0, parameter.numel() * parameter.element_size())
+                for name, parameter in self.gm.get_submodule(str(node.target)).named_parameters()
+                if not any(name.startswith(f"{child}.") for child in inside)
+            ]
         name = str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
         each, fixed = sum(amount.each for amount in moved), sum(amount.fixed for amount in moved)
         return {
@@ -377,7 +398,7 @@ class _Graph:
             "needs_grad": any(item.spec.requires_grad for item in _held(args, kwargs)),
             "unknown": {name: [each, fixed]},
             "note": reason,
-            "shapeless": any(leaf is UNKNOWN for leaf in pytree.tree_leaves(value)),
+            "calls": calls,
         }, value
 
     def _unroll(self, node: fx.Node, facts: dict[str, Any], args: Any) -> None:
@@ -427,11 +448,11 @@ class _Graph:
                 tensors = variant.signature.tensors(*call.arguments)
             except Mismatch:
                 continue
-            result = self.all._graph(call.path, variant.graph_module, [spec_of(tensor) for tensor in tensors])
+            result, differing = self.all._graph(call.path, variant.graph_module, [spec_of(tensor) for tensor in tensors])
             inputs = [owner(answer.places[call.storages[id(tensor)]]) for tensor in tensors]
             results = [answer.places[storage][1] + _INNER for storage in call.results]
             made = [list(leaf.owner) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Held)]
-            row: dict[str, Any] = {"graph": call.path, "inputs": inputs}
+            row: dict[str, Any] = {"graph": call.path, "inputs": inputs, **({"nodes": differing} if differing else {})}
             own = self._own_memory_of_inner(f"{name}@{call.path}", call, owner, answer)
             if own is not None:
                 memory, given = own
@@ -463,7 +484,7 @@ class _Graph:
             return self._unknown(node, args, kwargs, f"its graph is for another call: {mismatch}")
         owners = {id(stand_in): leaf for leaf, stand_in in tokens.items()}
         bound = [owners[id(stand_in)] for stand_in in stand_ins]
-        result = self.all._graph(path, variant.graph_module, bound)
+        result, differing = self.all._graph(path, variant.graph_module, bound)
         for other in forward.variants:
             if other is not variant:
                 self.all._graph(path, other.graph_module, bound)
@@ -497,7 +518,8 @@ class _Graph:
             memory, value = own
             facts |= {key: memory[key] for key in _MEMORY if key in memory} | {"own_memory": True}
         facts["inputs"] = self._read_by(node)
-        facts["calls"] = [{"graph": path, "inputs": [list(item.owner) for item in bound], "outputs": [] if own else outputs}]
+        row = {"graph": path, "inputs": [list(item.owner) for item in bound], "outputs": [] if own else outputs}
+        facts["calls"] = [{**row, "nodes": differing} if differing else row]
         return facts, value
 
     def _own_memory(self, node: fx.Node, path: str, args: Any, kwargs: Any) -> tuple[dict[str, Any], Any] | None:
@@ -537,12 +559,12 @@ class _Graph:
             value = self.values.get(node)
             if not isinstance(value, Held) or not value.spec.requires_grad or not value.spec.dtype.is_floating_point:
                 continue
-            more = sum(1 for user in node.users if user.op != "output" and self.all.facts[user].get("needs_grad")) - 1
+            more = sum(1 for user in node.users if user.op != "output" and self.facts[user].get("needs_grad")) - 1
             if more < 1:
                 continue
             amount = self.all._amount(value.spec)
             elements = Amount(amount.each // value.spec.dtype.itemsize, amount.fixed // value.spec.dtype.itemsize)
-            facts = self.all.facts[node]
+            facts = self.facts[node]
             sums = {
                 "kind": "pointwise",
                 "operator": "gradient_sum",
@@ -554,7 +576,7 @@ class _Graph:
                 "fixed_backward_flops": float(more * elements.fixed),
                 "scales": True,
             }
-            self.all.facts[node] = {**facts, "work": [*facts.get("work", ()), sums]}
+            self.facts[node] = {**facts, "work": [*facts.get("work", ()), sums]}
 
 
 def _products_of(whole: Recurrent) -> list[tuple[Any, int]]:
