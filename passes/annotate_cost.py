@@ -37,6 +37,7 @@ from fxsparse.cost_model.workload import Contraction
 from . import meta
 from .capture.capture import Capture
 from .capture.fake_twin import UNKNOWN
+from .capture.graph_forward import Variant
 from .capture.signature import Arguments, Mismatch
 from .pricing.calls import Answer, CallPricer, Held, InnerCall, recurrent_workload
 from .pricing.price import Leaf, Price
@@ -94,13 +95,22 @@ class _Annotator:
         root: dict[str, Any] = {}
         if "" in self.captured.forwards:
             for variant in self.captured.forwards[""].variants:
-                self._graph("", variant.graph_module, None)
+                self._graph("", variant.graph_module, self._inputs_of(variant, example))
         elif example is not None:
             root = self._root_python(example)
         for path, _, gm in graphs_in_order(self.captured):
             if next(iter(gm.graph.nodes)) not in self.facts:
                 self._graph(path, gm, None)
         return root
+
+    def _inputs_of(self, variant: Variant, example: Arguments | None) -> list[Spec] | None:
+        """The forms of a graph's inputs in the example's call; None if that call is not one of this graph's."""
+        if example is None:
+            return None
+        try:
+            return [self._at_batch(tensor) for tensor in variant.signature.tensors(*example)]
+        except Mismatch:
+            return None
 
     def written(self, root: dict[str, Any]) -> dict[str, Any]:
         for node, facts in self.facts.items():
@@ -146,7 +156,8 @@ class _Annotator:
                 place = next((index for index, size in enumerate(shape) if size and size % own == 0), None)
             if place is not None:
                 shape[place] = shape[place] // own * self.batch
-        return Spec(tuple(shape), _strides(shape, tensor.stride()), tensor.dtype, tensor.device, tensor.requires_grad)
+        device = next((p.device for p in self.captured.root.parameters()), torch.device("cpu")) if tensor.is_meta else tensor.device
+        return Spec(tuple(shape), _strides(shape, tensor.stride()), tensor.dtype, device, tensor.requires_grad)
 
 
 class _Graph:
