@@ -6,7 +6,8 @@ Shapes: N images, C channels, H and W the image's sides (8 and 8).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,21 @@ def shifted(images: torch.Tensor, black: float, generator: torch.Generator) -> t
     return windows[torch.arange(count), :, rows, columns]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread inside.
+
+    A network this small gains little from a second one, threads that wait for a busy core lose much, and sums do not depend on
+    the number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def rate(step: int, steps: int, warmup: int) -> float:
     """The share of the learning rate at a step: a line up over the warm-up, then half a cosine down."""
     if step < warmup:
@@ -130,6 +146,7 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+@one_thread()
 def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Callable[[float], None] = lambda loss: None) -> CompiledModel:
     """A trained network. The seed decides its first weights, the order of the images and their shifts; no other random state changes.
 
@@ -165,6 +182,7 @@ def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Cal
     return compiled
 
 
+@one_thread()
 @torch.no_grad()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """The fraction of the images that the model, in eval mode, labels correctly."""

@@ -14,7 +14,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 def run(name: str, *args: str, folder: Path, status: int = 0, timeout: float = 250) -> str:
     """The standard output of an example that is run from another folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "130"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "130", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *args]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == status, done.stdout + done.stderr

@@ -68,6 +68,21 @@ def test_training_depends_on_the_seed_alone(data: Digits) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_training_is_on_one_thread_and_gives_the_others_back(data: Digits) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        seen: list[int] = []
+        train(None, data, TINY, 0, lambda loss: seen.append(torch.get_num_threads()))
+        assert seen == [1]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(fxs.PolicyError):
+            train("swat-u-9O", data, TINY, 0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_after_epoch_is_told_a_falling_loss(data: Digits) -> None:
     losses: list[float] = []
     train(None, data, Recipe(width=8, epochs=3), 0, losses.append)
