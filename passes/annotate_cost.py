@@ -39,14 +39,14 @@ from .capture.capture import Capture
 from .capture.fake_twin import UNKNOWN
 from .capture.graph_forward import Variant
 from .capture.signature import Arguments, Mismatch
-from .pricing.calls import Answer, CallPricer, Held, InnerCall, recurrent_workload
+from .pricing.calls import Answer, CallPricer, Held, InnerCall, specs_of
 from .pricing.price import Leaf, Price
 from .pricing.recording import Amount, Spec, amount_of, spec_of
+from .pricing.recurrences import FEW_STEPS, recurrent_workload
 from .recurrent import recurrent, swat_recurrent
 from .sites import batch_size_of, graphs_in_order
 
 _UNLIKELY_BATCH = 1013
-_STEPS_UNROLLED = 8
 _MEMORY = ("storages", "alias", "tensor", "saved", "transient", "parameters", "passes_gradient", "needs_grad")
 _INNER = 1 << 16  # storages that a module's Python shares with the graphs that it calls are numbered from here
 
@@ -258,7 +258,7 @@ class _Graph:
     @staticmethod
     def _shortened(target: Any, args: Any) -> tuple[Any, Any]:
         """What is run to see a call's memory: a long unrolled recurrence is taken for the fused layer, whose steps cost no time here."""
-        if target is swat_recurrent and isinstance(args[0], Held) and args[0].spec.shape[1 if args[9] else 0] > _STEPS_UNROLLED:
+        if target is swat_recurrent and isinstance(args[0], Held) and args[0].spec.shape[1 if args[9] else 0] > FEW_STEPS[1]:
             return recurrent, args[:10]
         return target, args
 
@@ -414,7 +414,7 @@ class _Graph:
 
     def _unroll(self, node: fx.Node, facts: dict[str, Any], args: Any) -> None:
         """A sparse recurrent layer: each of its products with the site of its weight."""
-        whole = recurrent_workload(self.all.batch, *args[:10])
+        whole = recurrent_workload(self.all.batch, *specs_of(args[:10]))
         weights: Any = node.args[2]
         others = [work for work in facts.get("work", ()) if work["kind"] == "pointwise"]
         sites = [self._site_of(weight) for weight in weights]

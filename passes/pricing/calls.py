@@ -6,7 +6,7 @@ import operator
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from fxsparse.cost_model.attention import Attention
 from fxsparse.cost_model.recurrent import Recurrent
 
 from ..capture.clone import clone_modules
-from ..recurrent import recurrent, swat_recurrent
-from .price import Price, price_of
+from ..recurrent import recurrent
+from .price import Price, price_of, sample_of
 from .products import attention
 from .recording import Amount, BatchLeak, Recorder, Recording, Spec, record_call, spec_of, storage_of
+from .recurrences import FEW_STEPS, at_steps, extrapolated, module_workload, recurrent_workload, time_axis
 
 _SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _NAMED_PRODUCTS = frozenset(
@@ -99,7 +100,7 @@ class CallPricer:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         key = _key((target, spec), leaves)
         if key is None or key not in self._known:
-            answer = Answer(self._record(target, leaves, spec, _callable(target)))
+            answer = Answer(self._priced(target, leaves, spec, _callable(target)))
             if key is None:
                 return answer
             self._known[key] = answer
@@ -120,7 +121,7 @@ class CallPricer:
         twin = clone_modules(module, convert=self._faked)
         reads = [*(tensor for _, tensor in twin.named_parameters()), *(tensor for _, tensor in twin.named_buffers())]
         answer = Answer(Price(operator=type(module).__name__), attributes)
-        answer.price = self._record(module, leaves, spec, twin, reads, inside, answer)
+        answer.price = self._priced(module, leaves, spec, twin, reads, inside, answer)
         if key is not None:
             self._known[key] = answer
         return answer
@@ -131,6 +132,24 @@ class CallPricer:
         with self.mode:
             found: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
+    def _priced(self, target: Any, leaves: list[Any], spec: Any, *rest: Any) -> Price:
+        """The price of a call; many steps of a recurrent layer are priced from a few."""
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        x = args[0] if args and isinstance(args[0], Held) else None
+        axis = time_axis(target, args, x.spec if x is not None else None)
+        if x is None or axis is None or x.spec.shape[axis] <= FEW_STEPS[1]:
+            return self._record(target, leaves, spec, *rest)
+        steps = x.spec.shape[axis]
+        if self.exclusive and steps == self.batch:
+            raise BatchLeak("its number of steps is the inputs' first size")
+        prices = []
+        for number in FEW_STEPS:
+            shorter = replace(x, spec=at_steps(x.spec, axis, number))
+            prices.append(self._record(target, [shorter if leaf is x else leaf for leaf in leaves], spec, *rest))
+        whole = self._whole(target, args, kwargs, ())
+        assert whole is not None
+        return extrapolated(*prices, steps, sample_of(whole, self.batch))
 
     def _record(
         self,
@@ -209,9 +228,9 @@ class CallPricer:
             found = attention(self.batch, *tensors, causal=bool(given.get("is_causal", False)), backward="math")
             return found.workload if isinstance(found.workload, Attention) else None
         if target is recurrent:
-            return recurrent_workload(self.batch, *args)
+            return recurrent_workload(self.batch, *specs_of(args))
         if isinstance(target, nn.RNNBase) and args and isinstance(args[0], Held) and len(args[0].spec.shape) == 3:
-            return _of_module(target, args[0])
+            return module_workload(target, args[0].spec)
         return None
 
 
@@ -224,53 +243,9 @@ def _refuse_leak(work: dict[str, Any], batch: int) -> None:
             raise BatchLeak(f"its {name} grows with the inputs' first size")
 
 
-def recurrent_workload(
-    batch: int,
-    x: Held,
-    hx: Any,
-    weights: Any,
-    mode: str,
-    bias: bool,
-    layers: int,
-    _dropout: Any,
-    _train: Any,
-    two_ways: bool,
-    batch_first: bool,
-) -> Recurrent:
-    """The loop bounds of a ``recurrent`` node."""
-    samples, steps = (x.spec.shape[0], x.spec.shape[1]) if batch_first else (x.spec.shape[1], x.spec.shape[0])
-    gates = {"LSTM": 4, "GRU": 3}[mode]
-    hidden, state = weights[0].spec.shape[0] // gates, weights[1].spec.shape[1]
-    states = pytree.tree_leaves(hx)
-    return Recurrent(
-        cell=mode.lower(),
-        batch=samples,
-        steps=steps,
-        input_size=x.spec.shape[2],
-        hidden_size=hidden,
-        layers=layers,
-        bidirectional=two_ways,
-        projection_size=0 if state == hidden else state,
-        bias=bias,
-        input_needs_grad=x.spec.requires_grad,
-        state_needs_grad=any(isinstance(item, Held) and item.spec.requires_grad for item in states),
-    )
-
-
-def _of_module(module: nn.RNNBase, x: Held) -> Recurrent:
-    samples, steps = (x.spec.shape[0], x.spec.shape[1]) if module.batch_first else (x.spec.shape[1], x.spec.shape[0])
-    return Recurrent(
-        cell="rnn" if module.mode.startswith("RNN") else module.mode.lower(),
-        batch=samples,
-        steps=steps,
-        input_size=module.input_size,
-        hidden_size=module.hidden_size,
-        layers=module.num_layers,
-        bidirectional=module.bidirectional,
-        projection_size=module.proj_size,
-        bias=bool(module.bias),
-        input_needs_grad=x.spec.requires_grad,
-    )
+def specs_of(arguments: Any) -> Any:
+    """Arguments with the forms of tensors in place of tensors."""
+    return pytree.tree_map_only(Held, lambda item: item.spec, arguments)
 
 
 def module_key(module: nn.Module) -> Any:
@@ -382,4 +357,4 @@ def _cut(tensor: torch.Tensor, recorder: Recorder) -> torch.Tensor:
     return cut.clone()
 
 
-__all__ = ["Answer", "CallPricer", "Held", "InnerCall", "module_key", "recurrent_workload", "swat_recurrent"]
+__all__ = ["Answer", "CallPricer", "Held", "InnerCall", "module_key", "specs_of"]

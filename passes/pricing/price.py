@@ -116,8 +116,7 @@ def _work(
 ) -> None:
     forward, backward = _Moved(), _Moved()
     if whole is not None:
-        scales = whole.batch % batch == 0
-        price.work.append({**(whole.with_batch(whole.batch // batch) if scales else whole).to_dict(), "scales": scales})
+        price.work.append(sample_of(whole, batch))
         labels[whole.operator] = 1 << 62
     multiplies = whole is not None
     for operation in record.operations:
@@ -170,6 +169,12 @@ def _work(
                 "scales": True,
             }
         )
+
+
+def sample_of(whole: Recurrent | Attention, batch: int) -> dict[str, Any]:
+    """A whole workload as plain data, for one sample if it grows with them."""
+    scales = whole.batch % batch == 0
+    return {**(whole.with_batch(whole.batch // batch) if scales else whole).to_dict(), "scales": scales}
 
 
 def _sample(found: Priced) -> dict[str, Any]:
@@ -241,4 +246,4 @@ def total(amounts: Iterable[Amount]) -> Amount:
     return Amount(each, fixed)
 
 
-__all__ = ["Leaf", "Operation", "Price", "price_of", "total"]
+__all__ = ["Leaf", "Operation", "Price", "price_of", "sample_of", "total"]
