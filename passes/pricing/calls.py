@@ -143,13 +143,14 @@ class CallPricer:
         steps = x.spec.shape[axis]
         if self.exclusive and steps == self.batch:
             raise BatchLeak("its number of steps is the inputs' first size")
-        prices = []
-        for number in FEW_STEPS:
+
+        def with_steps(number: int) -> Price:
             shorter = replace(x, spec=at_steps(x.spec, axis, number))
-            prices.append(self._record(target, [shorter if leaf is x else leaf for leaf in leaves], spec, *rest))
+            return self._record(target, [shorter if leaf is x else leaf for leaf in leaves], spec, *rest)
+
         whole = self._whole(target, args, kwargs, ())
         assert whole is not None
-        return extrapolated(*prices, steps, sample_of(whole, self.batch))
+        return extrapolated(with_steps(FEW_STEPS[0]), with_steps(FEW_STEPS[1]), steps, sample_of(whole, self.batch))
 
     def _record(
         self,

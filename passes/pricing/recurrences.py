@@ -101,10 +101,11 @@ def extrapolated(few: Price, more: Price, steps: int, whole: dict[str, Any]) -> 
 
     starts, structure = pytree.tree_flatten(few.output)
     saved = [_saved(price) for price in (few, more)]
+    rest = [{key: value(start[key], end[key]) for key in start} for start, end in zip(few.work[1:], more.work[1:], strict=True)]
     nothing = Amount(0, 0)
     return Price(
         operator=few.operator,
-        work=[whole, *({key: value(start[key], end[key]) for key in start} for start, end in zip(few.work[1:], more.work[1:], strict=True))],
+        work=[whole, *rest],
         output=pytree.tree_unflatten([leaf(*pair) for pair in zip(starts, pytree.tree_leaves(more.output), strict=True)], structure),
         storages=[amount(*pair) for pair in zip(few.storages, more.storages, strict=True)],
         output_bytes=amount(few.output_bytes, more.output_bytes),
