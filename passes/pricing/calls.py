@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +21,14 @@ from fxsparse.cost_model.recurrent import Recurrent
 
 from ..capture.clone import clone_modules
 from ..recurrent import recurrent
-from .price import Price, price_of, sample_of
+from .alike import Alike
+from .device_free import device_free, on_meta
+from .price import Leaf, Price, price_of, sample_of
 from .products import attention
 from .recording import Amount, BatchLeak, Recorder, Recording, Spec, record_call, spec_of, storage_of
 from .recurrences import FEW_STEPS, at_steps, extrapolated, module_workload, recurrent_workload, time_axis
 
+_META = torch.device("meta")
 _SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _NAMED_PRODUCTS = frozenset(
     (
@@ -94,13 +97,14 @@ class CallPricer:
         self.exclusive = exclusive
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: dict[Any, Answer] = {}
+        self._alike = Alike(batch, exclusive)
 
     def function(self, target: Any, args: Any, kwargs: Any) -> Answer:
         """A call of a function, or of a tensor's method if the target is its name."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         key = _key((target, spec), leaves)
         if key is None or key not in self._known:
-            answer = Answer(self._priced(target, leaves, spec, _callable(target)))
+            answer = Answer(self._priced(target, None, leaves, spec, lambda: (_callable(target),)))
             if key is None:
                 return answer
             self._known[key] = answer
@@ -118,13 +122,25 @@ class CallPricer:
         attributes = [*module.named_parameters(), *module.named_buffers()]
         if key is not None and key in self._known:
             return Answer(self._known[key].price, attributes)
-        twin = clone_modules(module, convert=self._faked)
-        reads = [*(tensor for _, tensor in twin.named_parameters()), *(tensor for _, tensor in twin.named_buffers())]
         answer = Answer(Price(operator=type(module).__name__), attributes)
-        answer.price = self._priced(module, leaves, spec, twin, reads, inside, answer)
+
+        def faked() -> tuple[Any, ...]:
+            twin = clone_modules(module, convert=self._meta if self._on_meta(module, leaves, attributes) else self._faked)
+            return twin, [*twin.parameters(), *twin.buffers()], inside, answer
+
+        answer.price = self._priced(module, own, leaves, spec, faked)
         if key is not None:
             self._known[key] = answer
         return answer
+
+    def _on_meta(self, target: Any, leaves: list[Any], attributes: list[tuple[str, torch.Tensor]]) -> bool:
+        devices = [leaf.spec.device for leaf in leaves if isinstance(leaf, Held)] + [tensor.device for _, tensor in attributes]
+        return device_free(target) and all(on_meta(device) for device in devices)
+
+    @staticmethod
+    def _meta(tensor: torch.Tensor) -> torch.Tensor:
+        found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
@@ -133,8 +149,29 @@ class CallPricer:
             found: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
-    def _priced(self, target: Any, leaves: list[Any], spec: Any, *rest: Any) -> Price:
-        """The price of a call; many steps of a recurrent layer are priced from a few."""
+    def _priced(self, target: Any, own: Any, leaves: list[Any], spec: Any, prepare: Callable[[], tuple[Any, ...]]) -> Price:
+        """The price of a call: from one that is alike, or recorded."""
+        held = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Held)))
+        specs = [item.spec for item in held]
+        key = None
+        if held and not any(item.fixed for item in held) and (own is not None or not isinstance(target, nn.Module)):
+            if isinstance(target, nn.Module) and len(leaves) == 1:
+                price = self._alike.convolution(target, specs[0], {name: spec_of(item) for name, item in target.named_parameters()})
+                if price is not None:
+                    return price
+            places = {item: index for index, item in enumerate(held)}
+            rest = (spec, tuple((places[leaf], leaf.parameter) if isinstance(leaf, Held) else leaf for leaf in leaves))
+            key = self._alike.key_of(target, None if own is None else sizeless(own), specs, rest) if _hashable(rest) else None
+            price = None if key is None else self._alike.find(key, specs[0])
+            if price is not None:
+                return price
+        price = self._few_steps(target, leaves, spec, *prepare())
+        if key is not None:
+            self._alike.learn(key, specs[0], price)
+        return price
+
+    def _few_steps(self, target: Any, leaves: list[Any], spec: Any, *rest: Any) -> Price:
+        """A recorded call; many steps of a recurrent layer are priced from a few."""
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         x = args[0] if args and isinstance(args[0], Held) else None
         axis = time_axis(target, args, x.spec if x is not None else None)
@@ -164,6 +201,8 @@ class CallPricer:
     ) -> Price:
         held = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Held)))
         attributes = attributes or []
+        devices = [item.spec.device for item in held]
+        quick = bool(held) and self._on_meta(target, leaves, []) and all(tensor.is_meta for tensor in attributes)
 
         def call(tensors: list[torch.Tensor], recorder: Recorder) -> Any:
             places = dict(zip(held, tensors, strict=True))
@@ -178,8 +217,8 @@ class CallPricer:
 
         record, sources = record_call(
             call,
-            [item.spec for item in held],
-            mode=self.mode,
+            [item.spec._replace(device=_META) if quick else item.spec for item in held],
+            mode=nullcontext() if quick else self.mode,
             batch=self.batch,
             exclusive=self.exclusive,
             fixed=[item.fixed for item in held],
@@ -203,6 +242,8 @@ class CallPricer:
             whole=whole,
             inner=answer.places if answer is not None else {},
         )
+        if quick:
+            price.output = pytree.tree_map_only(Leaf, lambda leaf: leaf.on(devices[0]), price.output)
         if self.exclusive:
             for work in price.work:
                 _refuse_leak(work, self.batch)
@@ -268,6 +309,21 @@ def module_key(module: nn.Module) -> Any:
     if any(child is not None and key is None for (_, key), child in zip(children, module._modules.values(), strict=True)):
         return None
     return kind, tuple(config), tuple(tensors), tuple(children)
+
+
+def sizeless(key: Any) -> Any:
+    """A module's key without its sizes: of its tensors only dtypes and whether they learn."""
+    kind, config, tensors, children = key
+    settings = tuple(item for item in config if item[0] not in ("num_features", "normalized_shape"))
+    return kind, settings, tuple((name, None if spec is None else spec[2:]) for name, spec in tensors), children
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _key(head: Any, leaves: list[Any]) -> Any:

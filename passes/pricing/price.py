@@ -30,6 +30,10 @@ class Leaf:
     origin: tuple[str, int]
     fixed: bool
 
+    def on(self, device: torch.device) -> Leaf:
+        """The same on another device."""
+        return Leaf(self.spec._replace(device=device), self.origin, self.fixed)
+
 
 @dataclass
 class Price:
