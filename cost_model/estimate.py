@@ -77,7 +77,8 @@ def estimate_all(
     tiled: dict[TiledProduct, Traffic] = {}
     plans: list[dict[Pass, list[tuple[Contraction, TiledProduct]]]] = []
     wanted = [replace(one, workload=without_input_gradient(one.workload)) if one.is_first else one for one in requests]
-    for request in wanted:
+    distinct = list(dict.fromkeys(wanted))  # a network repeats its blocks
+    for request in distinct:
         plan: dict[Pass, list[tuple[Contraction, TiledProduct]]] = {which: [] for which in PASSES}
         for work in _products(request.workload):
             for which in PASSES:
@@ -97,8 +98,8 @@ def estimate_all(
     if array and accelerator is not None:
         found = best_traffic(list(tiled), buffer_bits=accelerator.memory.usable_buffer_bits)
         tiled = dict(zip(tiled, found, strict=True))
-    costs = []
-    for request, plan in zip(wanted, plans, strict=True):
+    costs: dict[CostRequest, WorkloadCost] = {}
+    for request, plan in zip(distinct, plans, strict=True):
         dense = pass_macs(request.workload, convention, device=device)
         sparsity = request.sparsity
         sparse = sparse_pass_macs(
@@ -108,8 +109,8 @@ def estimate_all(
         for position, which in enumerate(PASSES):
             counted = _count(request, which, dense[position], sparse, position)
             rows[which] = _price(request, which, counted, plan[which], tiled, accelerator, element_bits, bits, dtype)
-        costs.append(WorkloadCost(forward=rows["forward"], grad_input=rows["grad_input"], grad_weight=rows["grad_weight"]))
-    return costs
+        costs[request] = WorkloadCost(forward=rows["forward"], grad_input=rows["grad_input"], grad_weight=rows["grad_weight"])
+    return [costs[request] for request in wanted]
 
 
 def total_cost(costs: Sequence[WorkloadCost]) -> WorkloadCost:

@@ -39,6 +39,7 @@ from .capture.capture import Capture
 from .capture.fake_twin import UNKNOWN
 from .capture.graph_forward import Variant
 from .capture.signature import Arguments, Mismatch
+from .leaves import leaves_of, map_leaves
 from .pricing.calls import Answer, CallPricer, Held, InnerCall, specs_of
 from .pricing.price import Leaf, Price
 from .pricing.recording import Amount, Spec, amount_of, spec_of
@@ -72,7 +73,7 @@ def annotate_cost(
 
 
 def example_batch_of(captured: Capture, example: Arguments | None) -> int | None:
-    tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
+    tensors = [leaf for leaf in leaves_of(example) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
     return int(tensors[0].shape[0]) if tensors else batch_size_of(captured)
 
 
@@ -130,7 +131,7 @@ class _Annotator:
             facts, _ = graph.python("(model)", self.captured.root, "", args, kwargs)
         except Exception:  # what depends on data cannot run on fake tensors; the graphs in it are priced one by one
             return {"kind": "unknown", "unknown": {type(self.captured.root).__name__: [0, 0]}}
-        spaces = [self._amount(leaf.spec) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Held)]
+        spaces = [self._amount(leaf.spec) for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Held)]
         return {**facts, "given": [list(amount) for amount in spaces]}
 
     def _amount(self, spec: Spec) -> Amount:
@@ -227,7 +228,7 @@ class _Graph:
 
     def _call(self, node: fx.Node) -> tuple[dict[str, Any], Any]:
         args, kwargs = self._resolved(node.args), self._resolved(node.kwargs)
-        if any(leaf is UNKNOWN for leaf in pytree.tree_leaves((args, kwargs))):
+        if any(leaf is UNKNOWN for leaf in leaves_of((args, kwargs))):
             return self._unknown(node, args, kwargs, "its inputs are not known before it runs")
         target: Any = node.target
         if target is operator.getitem and not isinstance(args[0], Held):
@@ -282,7 +283,7 @@ class _Graph:
     def _facts(self, name: str, answer: Answer, args: Any, kwargs: Any) -> dict[str, Any]:
         price = answer.price
         held = _held(args, kwargs)
-        leaves = [leaf for leaf in pytree.tree_leaves(price.output) if isinstance(leaf, Leaf)]
+        leaves = [leaf for leaf in leaves_of(price.output) if isinstance(leaf, Leaf)]
         if not leaves and not price.work and not price.saved and not answer.inner:
             return {"kind": "value"}
         saved = []
@@ -351,7 +352,7 @@ class _Graph:
             parameter = held[leaf.origin[1]].parameter if leaf.origin[0] == "in" else False
             return Held(leaf.spec, owner, node=name, fixed=leaf.fixed, parameter=parameter)
 
-        found = pytree.tree_map(value, answer.price.output)
+        found = map_leaves(value, answer.price.output)
         if isinstance(found, (tuple, list)):
             found = type(found)(*_told_apart(found)) if hasattr(found, "_fields") else type(found)(_told_apart(found))
         return found
@@ -462,12 +463,12 @@ class _Graph:
             result, differing = self.all._graph(call.path, variant.graph_module, [spec_of(tensor) for tensor in tensors])
             inputs = [owner(answer.places[call.storages[id(tensor)]]) for tensor in tensors]
             results = [answer.places[storage][1] + _INNER for storage in call.results]
-            made = [list(leaf.owner) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Held)]
+            made = [list(leaf.owner) for leaf in leaves_of(result) if isinstance(leaf, Held)]
             row: dict[str, Any] = {"graph": call.path, "inputs": inputs, **({"nodes": differing} if differing else {})}
             own = self._own_memory_of_inner(f"{name}@{call.path}", call, owner, answer)
             if own is not None:
                 memory, given = own
-                made = [list(leaf.owner) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Held)]
+                made = [list(leaf.owner) for leaf in leaves_of(given) if isinstance(leaf, Held)]
                 kept = {key: memory[key] for key in _MEMORY if memory.get(key)}
                 head = {"kind": "graph", "operator": type(forward.owner).__name__, "own_memory": True}
                 row = {"node": f"{name}@{call.path}", "inputs": inputs, "facts": {**head, **kept, "calls": [{**row, "outputs": []}]}}
@@ -515,8 +516,8 @@ class _Graph:
                 outputs.append([len(outputs), *leaf.owner])
             return Held(leaf.spec, owner, node=node.name, fixed=leaf.fixed, parameter=leaf.parameter)
 
-        value = pytree.tree_map(back, result)
-        held = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Held)]
+        value = map_leaves(back, result)
+        held = [leaf for leaf in leaves_of(value) if isinstance(leaf, Held)]
         sizes = [self.all._amount(leaf.spec) for leaf in held]
         facts = {
             "kind": "graph",
@@ -606,11 +607,11 @@ def _products_of(whole: Recurrent) -> list[tuple[Any, int]]:
 
 
 def _held(args: Any, kwargs: Any) -> list[Held]:
-    return list(dict.fromkeys(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Held)))
+    return list(dict.fromkeys(leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Held)))
 
 
 def _has_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Held) for leaf in pytree.tree_leaves(value))
+    return any(isinstance(leaf, Held) for leaf in leaves_of(value))
 
 
 def _told_apart(items: Any) -> list[Any]:

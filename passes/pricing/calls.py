@@ -20,6 +20,7 @@ from fxsparse.cost_model.attention import Attention
 from fxsparse.cost_model.recurrent import Recurrent
 
 from ..capture.clone import clone_modules
+from ..leaves import Form, flatten_call, leaves_of, map_leaves
 from ..recurrent import recurrent
 from .alike import Alike
 from .device_free import device_free, on_meta
@@ -101,10 +102,10 @@ class CallPricer:
 
     def function(self, target: Any, args: Any, kwargs: Any) -> Answer:
         """A call of a function, or of a tensor's method if the target is its name."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        key = _key((target, spec), leaves)
+        leaves, form = flatten_call(args, kwargs)
+        key = _key((target, form), leaves)
         if key is None or key not in self._known:
-            answer = Answer(self._priced(target, None, leaves, spec, lambda: (_callable(target),)))
+            answer = Answer(self._priced(target, None, leaves, form, lambda: (_callable(target),)))
             if key is None:
                 return answer
             self._known[key] = answer
@@ -116,10 +117,10 @@ class CallPricer:
         Args:
             inside: the captured modules below it, from their names in it to their paths; they are left out of the price.
         """
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, form = flatten_call(args, kwargs)
         own = None if inside else module_key(module)
-        key = None if own is None else _key((own, spec), leaves)
-        attributes = [*module.named_parameters(), *module.named_buffers()]
+        key = None if own is None else _key((own, form), leaves)
+        attributes = _tensors_of(module)
         if key is not None and key in self._known:
             return Answer(self._known[key].price, attributes)
         answer = Answer(Price(operator=type(module).__name__), attributes)
@@ -128,7 +129,7 @@ class CallPricer:
             twin = clone_modules(module, convert=self._meta if self._on_meta(module, leaves, attributes) else self._faked)
             return twin, [*twin.parameters(), *twin.buffers()], inside, answer
 
-        answer.price = self._priced(module, own, leaves, spec, faked)
+        answer.price = self._priced(module, own, leaves, form, faked)
         if key is not None:
             self._known[key] = answer
         return answer
@@ -149,7 +150,7 @@ class CallPricer:
             found: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
 
-    def _priced(self, target: Any, own: Any, leaves: list[Any], spec: Any, prepare: Callable[[], tuple[Any, ...]]) -> Price:
+    def _priced(self, target: Any, own: Any, leaves: list[Any], form: Form, prepare: Callable[[], tuple[Any, ...]]) -> Price:
         """The price of a call: from one that is alike, or recorded."""
         held = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Held)))
         specs = [item.spec for item in held]
@@ -160,30 +161,30 @@ class CallPricer:
                 if price is not None:
                     return price
             places = {item: index for index, item in enumerate(held)}
-            rest = (spec, tuple((places[leaf], leaf.parameter) if isinstance(leaf, Held) else leaf for leaf in leaves))
+            rest = (form, tuple((places[leaf], leaf.parameter) if isinstance(leaf, Held) else leaf for leaf in leaves))
             key = self._alike.key_of(target, None if own is None else sizeless(own), specs, rest) if _hashable(rest) else None
             price = None if key is None else self._alike.find(key, specs[0])
             if price is not None:
                 return price
-        price = self._few_steps(target, leaves, spec, *prepare())
+        price = self._few_steps(target, leaves, form, *prepare())
         if key is not None:
             self._alike.learn(key, specs[0], price)
         return price
 
-    def _few_steps(self, target: Any, leaves: list[Any], spec: Any, *rest: Any) -> Price:
+    def _few_steps(self, target: Any, leaves: list[Any], form: Form, *rest: Any) -> Price:
         """A recorded call; many steps of a recurrent layer are priced from a few."""
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        args, kwargs = form.fill(leaves)
         x = args[0] if args and isinstance(args[0], Held) else None
         axis = time_axis(target, args, x.spec if x is not None else None)
         if x is None or axis is None or x.spec.shape[axis] <= FEW_STEPS[1]:
-            return self._record(target, leaves, spec, *rest)
+            return self._record(target, leaves, form, *rest)
         steps = x.spec.shape[axis]
         if self.exclusive and steps == self.batch:
             raise BatchLeak("its number of steps is the inputs' first size")
 
         def with_steps(number: int) -> Price:
             shorter = replace(x, spec=at_steps(x.spec, axis, number))
-            return self._record(target, [shorter if leaf is x else leaf for leaf in leaves], spec, *rest)
+            return self._record(target, [shorter if leaf is x else leaf for leaf in leaves], form, *rest)
 
         whole = self._whole(target, args, kwargs, ())
         assert whole is not None
@@ -193,7 +194,7 @@ class CallPricer:
         self,
         target: Any,
         leaves: list[Any],
-        spec: Any,
+        form: Form,
         function: Callable[..., Any],
         attributes: list[torch.Tensor] | None = None,
         inside: dict[str, str] | None = None,
@@ -207,7 +208,7 @@ class CallPricer:
         def call(tensors: list[torch.Tensor], recorder: Recorder) -> Any:
             places = dict(zip(held, tensors, strict=True))
             values = [places[leaf] if isinstance(leaf, Held) else leaf for leaf in leaves]
-            args, kwargs = pytree.tree_unflatten(values, spec)
+            args, kwargs = form.fill(values)
             if not inside:
                 return function(*args, **kwargs)
             assert isinstance(function, nn.Module)
@@ -229,7 +230,7 @@ class CallPricer:
             _place(answer, record, sources, self.batch)
         parameters = {storage_of(tensor) for tensor, item in zip(sources, held, strict=True) if item.parameter}
         parameters |= {storage_of(tensor) for tensor in attributes if isinstance(tensor, nn.Parameter)}
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        args, kwargs = form.fill(leaves)
         whole = self._whole(target, args, kwargs, record.operations)
         price = price_of(
             record,
@@ -243,7 +244,7 @@ class CallPricer:
             inner=answer.places if answer is not None else {},
         )
         if quick:
-            price.output = pytree.tree_map_only(Leaf, lambda leaf: leaf.on(devices[0]), price.output)
+            price.output = map_leaves(lambda leaf: leaf.on(devices[0]) if isinstance(leaf, Leaf) else leaf, price.output)
         if self.exclusive:
             for work in price.work:
                 _refuse_leak(work, self.batch)
@@ -283,6 +284,12 @@ def _refuse_leak(work: dict[str, Any], batch: int) -> None:
         numbers = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool)]
         if work["kind"] != "pointwise" and any(size and size % batch == 0 for size in numbers):
             raise BatchLeak(f"its {name} grows with the inputs' first size")
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    if module._modules:
+        return [*module.named_parameters(), *module.named_buffers()]
+    return [(name, tensor) for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
 
 
 def specs_of(arguments: Any) -> Any:
@@ -371,9 +378,9 @@ def _children_apart(module: nn.Module, inside: dict[str, str], recorder: Recorde
         def forward(*args: Any, **kwargs: Any) -> Any:
             with recorder.pause():
                 out = type(child).forward(child, *args, **kwargs)
-                tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+                tensors = [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, torch.Tensor)]
                 found = pytree.tree_map_only(torch.Tensor, lambda tensor: _cut(tensor, recorder), out)
-                results = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+                results = [leaf for leaf in leaves_of(found) if isinstance(leaf, torch.Tensor)]
                 recorder.record.tensors += [*tensors, *results]
                 storages = {id(tensor): storage_of(tensor) for tensor in tensors}
                 calls.append(InnerCall(path, (args, kwargs), storages, [storage_of(tensor) for tensor in results]))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.attention import Attention
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.recurrent import Recurrent
 from fxsparse.cost_model.workload import Contraction
 
+from ..leaves import map_leaves
 from .products import Priced, product_of
 from .recording import Amount, Operation, Recording, Spec, amount_of, spec_of, storage_of
 
@@ -199,7 +199,7 @@ def _output(price: Price, record: Recording, places: dict[int, tuple[str, int]],
         price.output_bytes = _sum(price.output_bytes, _amount(value.numel() * value.element_size(), batch))
         return Leaf(spec_of(value), places[storage], storage in record.fixed)
 
-    price.output = pytree.tree_map(leaf, record.output)
+    price.output = map_leaves(leaf, record.output)
 
 
 def _transient(record: Recording, *, backward: bool, kept: set[int], batch: int) -> Amount:
