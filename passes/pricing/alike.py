@@ -89,7 +89,7 @@ class Alike:
         """Elements of a sample, and the channels of a norm."""
         return math.prod(spec.shape) // self.batch, spec.shape[1] if key[0] else 0
 
-    def convolution(self, module: nn.Module, x: Spec, tensors: dict[str, Spec]) -> Price | None:
+    def convolution(self, module: Any, x: Spec, tensors: dict[str, Spec]) -> Price | None:
         """The price of a plain convolution of a batch; None for any other call.
 
         Args:

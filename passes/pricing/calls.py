@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,76 +13,29 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.attention import Attention
 from fxsparse.cost_model.recurrent import Recurrent
 
 from ..capture.clone import clone_modules
-from ..leaves import Form, flatten_call, leaves_of, map_leaves
+from ..leaves import Form, flatten_call, map_leaves
 from ..recurrent import recurrent
 from .alike import Alike
+from .children import Answer, children_apart, place
 from .device_free import device_free, on_meta
+from .keys import Held, call_key, is_hashable, module_key, sizeless, specs_of
 from .price import Leaf, Price, price_of, sample_of
 from .products import attention
-from .recording import Amount, BatchLeak, Recorder, Recording, Spec, record_call, spec_of, storage_of
+from .recording import BatchLeak, Recorder, record_call, spec_of, storage_of
 from .recurrences import FEW_STEPS, at_steps, extrapolated, module_workload, recurrent_workload, time_axis
 
 _META = torch.device("meta")
-_SIMPLE = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _NAMED_PRODUCTS = frozenset(
     (
         *(torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, operator.imatmul, "matmul", "mm", "bmm", "mv", "__matmul__"),
         *(torch.addmm, torch.baddbmm, "addmm", "baddbmm", torch.einsum, torch.functional.einsum),
     )
 )
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tensor in a graph: its form, and whose storage it lives in.
-
-    Attributes:
-        owner: the node that made the storage, and which of its storages; ("", NAME) for a parameter or buffer.
-        node: the node whose value it is.
-        fixed: it depends on no sample. parameter: its storage is a parameter's.
-    """
-
-    spec: Spec
-    owner: tuple[str, int | str]
-    node: str = ""
-    fixed: bool = False
-    parameter: bool = False
-
-
-@dataclass
-class InnerCall:
-    """A call of a captured module by a module that keeps its Python.
-
-    Attributes:
-        storages: of each tensor argument, by the tensor's id. results: storages of the tensors that it returns, in order.
-    """
-
-    path: str
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    storages: dict[int, int]
-    results: list[int]
-
-
-@dataclass
-class Answer:
-    """The price of a call, the parameters and buffers that it read by itself, and the captured modules that it called.
-
-    Attributes:
-        places: of the storages that it gave to those modules or got back: its inputs ("in", i), or ("inner", i).
-        spaces: bytes of what it made for them.
-    """
-
-    price: Price
-    attributes: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    inner: list[InnerCall] = field(default_factory=list)
-    places: dict[int, tuple[str, int]] = field(default_factory=dict)
-    spaces: dict[int, Amount] = field(default_factory=dict)
 
 
 class CallPricer:
@@ -103,7 +55,7 @@ class CallPricer:
     def function(self, target: Any, args: Any, kwargs: Any) -> Answer:
         """A call of a function, or of a tensor's method if the target is its name."""
         leaves, form = flatten_call(args, kwargs)
-        key = _key((target, form), leaves)
+        key = call_key((target, form), leaves)
         if key is None or key not in self._known:
             answer = Answer(self._priced(target, None, leaves, form, lambda: (_callable(target),)))
             if key is None:
@@ -119,7 +71,7 @@ class CallPricer:
         """
         leaves, form = flatten_call(args, kwargs)
         own = None if inside else module_key(module)
-        key = None if own is None else _key((own, form), leaves)
+        key = None if own is None else call_key((own, form), leaves)
         attributes = _tensors_of(module)
         if key is not None and key in self._known:
             return Answer(self._known[key].price, attributes)
@@ -162,7 +114,7 @@ class CallPricer:
                     return price
             places = {item: index for index, item in enumerate(held)}
             rest = (form, tuple((places[leaf], leaf.parameter) if isinstance(leaf, Held) else leaf for leaf in leaves))
-            key = self._alike.key_of(target, None if own is None else sizeless(own), specs, rest) if _hashable(rest) else None
+            key = self._alike.key_of(target, None if own is None else sizeless(own), specs, rest) if is_hashable(rest) else None
             price = None if key is None else self._alike.find(key, specs[0])
             if price is not None:
                 return price
@@ -213,7 +165,7 @@ class CallPricer:
                 return function(*args, **kwargs)
             assert isinstance(function, nn.Module)
             assert answer is not None
-            with _children_apart(function, inside, recorder, answer.inner):
+            with children_apart(function, inside, recorder, answer.inner):
                 return function(*args, **kwargs)
 
         record, sources = record_call(
@@ -227,7 +179,7 @@ class CallPricer:
             buffers=[tensor for tensor in attributes if not isinstance(tensor, nn.Parameter)],
         )
         if answer is not None:
-            _place(answer, record, sources, self.batch)
+            place(answer, record, sources, self.batch)
         parameters = {storage_of(tensor) for tensor, item in zip(sources, held, strict=True) if item.parameter}
         parameters |= {storage_of(tensor) for tensor in attributes if isinstance(tensor, nn.Parameter)}
         args, kwargs = form.fill(leaves)
@@ -292,71 +244,6 @@ def _tensors_of(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor) for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
 
 
-def specs_of(arguments: Any) -> Any:
-    """Arguments with the forms of tensors in place of tensors."""
-    return pytree.tree_map_only(Held, lambda item: item.spec, arguments)
-
-
-def module_key(module: nn.Module) -> Any:
-    """What a module's price depends on beside its arguments; None if that cannot be said."""
-    kind = type(module)
-    if not kind.__module__.startswith("torch.nn.") or "forward" in module.__dict__:
-        return None
-    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
-        return None
-    config = []
-    for name, value in module.__dict__.items():
-        plain = isinstance(value, (*_SIMPLE, types.FunctionType, types.BuiltinFunctionType))
-        if plain or (isinstance(value, (tuple, list)) and all(isinstance(item, _SIMPLE) for item in value)):
-            config.append((name, tuple(value) if isinstance(value, list) else value))
-    tensors = [
-        (name, None if tensor is None else spec_of(tensor)) for name, tensor in (*module._parameters.items(), *module._buffers.items())
-    ]
-    children = [(name, None if child is None else module_key(child)) for name, child in module._modules.items()]
-    if any(child is not None and key is None for (_, key), child in zip(children, module._modules.values(), strict=True)):
-        return None
-    return kind, tuple(config), tuple(tensors), tuple(children)
-
-
-def sizeless(key: Any) -> Any:
-    """A module's key without its sizes: of its tensors only dtypes and whether they learn."""
-    kind, config, tensors, children = key
-    settings = tuple(item for item in config if item[0] not in ("num_features", "normalized_shape"))
-    return kind, settings, tuple((name, None if spec is None else spec[2:]) for name, spec in tensors), children
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _key(head: Any, leaves: list[Any]) -> Any:
-    """A hashable description of a call; None if an argument cannot be part of one."""
-    parts: list[Any] = []
-    seen: dict[Held, int] = {}
-    for leaf in leaves:
-        if isinstance(leaf, Held):
-            parts.append((leaf.spec, leaf.fixed, leaf.parameter, seen.setdefault(leaf, len(seen))))
-        elif isinstance(leaf, slice):
-            bounds = (leaf.start, leaf.stop, leaf.step)
-            if not all(isinstance(bound, _SIMPLE) for bound in bounds):
-                return None
-            parts.append(("slice", *bounds))
-        elif isinstance(leaf, _SIMPLE) or leaf is Ellipsis:
-            parts.append((type(leaf), leaf))
-        else:
-            return None
-    try:
-        key = (head, tuple(parts))
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
 def _callable(target: Any) -> Callable[..., Any]:
     if isinstance(target, str):
         return lambda tensor, *args, **kwargs: getattr(tensor, target)(*args, **kwargs)
@@ -368,57 +255,3 @@ def _operator_name(target: Any) -> str:
     if isinstance(target, nn.Module):
         return type(target).__name__
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
-
-
-@contextmanager
-def _children_apart(module: nn.Module, inside: dict[str, str], recorder: Recorder, calls: list[InnerCall]) -> Iterator[None]:
-    """The module's captured children run unnoticed; what they return is cut off from what they were given."""
-
-    def stand_in(child: nn.Module, path: str) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            with recorder.pause():
-                out = type(child).forward(child, *args, **kwargs)
-                tensors = [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-                found = pytree.tree_map_only(torch.Tensor, lambda tensor: _cut(tensor, recorder), out)
-                results = [leaf for leaf in leaves_of(found) if isinstance(leaf, torch.Tensor)]
-                recorder.record.tensors += [*tensors, *results]
-                storages = {id(tensor): storage_of(tensor) for tensor in tensors}
-                calls.append(InnerCall(path, (args, kwargs), storages, [storage_of(tensor) for tensor in results]))
-                return found
-
-        return forward
-
-    replaced = []
-    for name, path in inside.items():
-        child = module.get_submodule(name)
-        child.__dict__["forward"] = stand_in(child, path)
-        replaced.append(child)
-    try:
-        yield
-    finally:
-        for child in replaced:
-            child.__dict__.pop("forward", None)
-
-
-def _place(answer: Answer, record: Recording, sources: list[torch.Tensor], batch: int) -> None:
-    """Names the storages that go into and come out of captured children."""
-    answer.places = {storage_of(tensor): ("in", slot) for slot, tensor in enumerate(sources)}
-    for call in answer.inner:
-        for storage in call.storages.values():
-            if storage not in answer.places:
-                answer.places[storage] = ("inner", len(answer.places))
-                answer.spaces[answer.places[storage][1]] = record.made.get(storage, Amount(0, 0))
-        for storage in call.results:
-            answer.places[storage] = ("inner", len(answer.places))
-
-
-def _cut(tensor: torch.Tensor, recorder: Recorder) -> torch.Tensor:
-    """A tensor of the same form without its history."""
-    cut = tensor.detach().clone()
-    if not tensor.requires_grad:
-        return cut
-    recorder.leaves.append(cut.requires_grad_())
-    return cut.clone()
-
-
-__all__ = ["Answer", "CallPricer", "Held", "InnerCall", "module_key", "specs_of"]

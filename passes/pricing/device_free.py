@@ -15,8 +15,8 @@ _PACKAGES = tuple(
 )
 _OWN_KERNELS = (nn.MultiheadAttention, nn.Bilinear, nn.SyncBatchNorm)
 _NAMES = """
-add sub mul div truediv neg abs exp log sqrt rsqrt pow square relu relu_ gelu silu sigmoid tanh hardswish leaky_relu softmax log_softmax dropout
-flatten view reshape permute transpose contiguous squeeze unsqueeze chunk split cat stack mean sum roll pad expand repeat clone
+add sub mul div truediv neg abs exp log sqrt rsqrt pow square relu relu_ gelu silu sigmoid tanh hardswish leaky_relu softmax log_softmax
+dropout flatten view reshape permute transpose contiguous squeeze unsqueeze chunk split cat stack mean sum roll pad expand repeat clone
 adaptive_avg_pool2d avg_pool2d max_pool2d layer_norm linear matmul bmm __add__ __mul__ size getitem
 """
 _FUNCTIONS = frozenset(
