@@ -21,7 +21,6 @@ from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
 from .policy import Policy
-from .pricing import Pricing
 from .report import Report
 
 
@@ -41,7 +40,6 @@ class CompiledModel(nn.Module):
     _report: Report
     _example_batch: int
     _root_cost: dict[str, Any]
-    _pricing: Pricing | None
     _attached: bool
 
     def __init__(
@@ -55,7 +53,7 @@ class CompiledModel(nn.Module):
         sites: Mapping[str, Site],
         report: Report,
         example_batch: int = 1,
-        pricing: Pricing | None = None,
+        root_cost: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -66,8 +64,7 @@ class CompiledModel(nn.Module):
         own["_policy"] = policy
         own["_report"] = report
         own["_example_batch"] = example_batch
-        own["_root_cost"] = {}
-        own["_pricing"] = pricing
+        own["_root_cost"] = dict(root_cost or {})
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -182,14 +179,7 @@ class CompiledModel(nn.Module):
     @property
     def root_cost(self) -> Mapping[str, Any]:
         """What the root's own Python costs, where the root is no graph."""
-        self.price()
         return MappingProxyType(self._root_cost)
-
-    def price(self) -> None:
-        """Writes the cost of every node to its metadata (``cost``), if that has not been done yet."""
-        if self._pricing is not None:
-            self.__dict__["_root_cost"] = dict(self._pricing.write())
-            self.__dict__["_pricing"] = None
 
     def current_variants(self) -> dict[str, int]:
         """For each captured module the index of the graph that its present mode runs."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxsparse.passes.annotate_cost import example_batch_of
+from fxsparse.passes.annotate_cost import annotate_cost, example_batch_of
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
-from fxsparse.passes.capture.capture import Capture, capture, capture_variant
+from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
@@ -25,7 +25,6 @@ from fxsparse.passes.verify import verify
 from .compiled_model import CompiledModel
 from .errors import FxSparseError, PolicyError, TraceError
 from .policy import Policy, as_policy
-from .pricing import Pricing, forms_of
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
 from .techniques import Technique, require_member
@@ -89,6 +88,8 @@ def compile(
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     rewritten = {change.graph for result in results for change in result.changes}
     install(captured, rewritten, rewriter)
+    with leaving_no_trace():
+        root_cost = annotate_cost(captured, names, example, rewritten)
     report = _report(model, captured, plan, sites, results)
     return CompiledModel(
         captured.root,
@@ -99,7 +100,7 @@ def compile(
         sites=sites,
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
-        pricing=Pricing(captured, names, forms_of(example), rewritten),
+        root_cost=root_cost,
     )
 
 

@@ -165,7 +165,6 @@ def ledger_of(model: CompiledModel) -> Ledger:
 
     Raises: CostError if a node that multiplies lacks its shapes, naming it.
     """
-    model.price()
     mode = tuple(model.current_variants().items())
     known = _LEDGERS.get(model)
     if known is None or known[0] != mode:
