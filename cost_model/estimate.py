@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 
 from fxsparse.errors import CostError
 
@@ -21,7 +21,7 @@ from .on_array import ArrayWork, attention_on_array, work_on_array
 from .operands import DENSE, OperandSparsity, tiled_product
 from .pointwise import Pointwise
 from .recurrent import Recurrent
-from .roofline import roofline_time
+from .roofline import PARENTS, efficiency_of, roofline_time
 from .traffic import NOTHING, TiledProduct, Traffic, best_traffic, compulsory_bytes
 from .validate import require_count
 from .workload import Contraction
@@ -224,19 +224,19 @@ def _array_cost(
     )
 
 
-def operator_class(workload: Workload, which: Pass) -> str:
+def operator_class(workload: Workload) -> str:
     """The class under which a roofline's efficiencies are kept."""
     if isinstance(workload, Pointwise):
-        return "elementwise"
+        return workload.operator if workload.operator in PARENTS else "elementwise"
     if isinstance(workload, Attention):
         return "attention"
     if isinstance(workload, Recurrent):
         return "recurrent"
     if not workload.kernel:
         return "gemm"
-    if workload.groups > 1 and workload.groups == workload.in_channels:
-        return "depthwise"
-    return "conv" if which == "forward" else "conv_backward"
+    if workload.groups > 1:
+        return "depthwise" if workload.groups == workload.in_channels else "grouped_conv"
+    return "conv" if prod(workload.kernel) > 1 else "pointwise_conv"
 
 
 def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes: float, accelerator: Accelerator, dtype: str) -> PassCost:
@@ -253,14 +253,12 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
     peak = machine.peak_flops[dtype]
     if which != "grad_weight" and sparsity.pattern and sparsity.pattern == (support.kept, support.group):
         peak *= support.pattern_speedup or 1.0
-    kind = operator_class(work, which)
-    fallback = "gemm" if kind in ("attention", "recurrent") else kind
     found = roofline_time(
         flops=flops,
         dram_bytes=moved_bytes,
         peak_flops=peak,
         dram_bytes_per_s=accelerator.memory.dram_bytes_per_s,
-        efficiency=machine.efficiency.get(kind, machine.efficiency.get(fallback, 1.0)),
+        efficiency=efficiency_of(machine.efficiency, operator_class(work), backward=which != "forward"),
         overhead_s=machine.overhead_s,
     )
     return _cost(
