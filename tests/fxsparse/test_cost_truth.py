@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxsparse as fxs
+from fxsparse.passes.capture.clone import clone_modules
 
 models = pytest.importorskip("torchvision").models
 
@@ -54,10 +55,14 @@ def build(name: str) -> nn.Module:
 
 
 def build_fake(name: str) -> nn.Module:
-    """The model with fake parameters on the CPU, inside a FakeTensorMode."""
+    """The model with fake parameters and buffers on the CPU, inside a FakeTensorMode."""
+
+    def faked(tensor: Tensor) -> Tensor:
+        found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
     with torch.device("meta"):
-        model = build(name)
-    return model.to_empty(device="cpu")
+        return clone_modules(build(name), faked)
 
 
 def really_saved(model: nn.Module, *inputs: Tensor) -> int:
