@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxsparse as fxs
-from fxsparse.passes.capture.clone import clone_modules
 
 models = pytest.importorskip("torchvision").models
 
@@ -54,17 +51,6 @@ def build(name: str) -> nn.Module:
     return model.train()
 
 
-def build_fake(name: str) -> nn.Module:
-    """The model with fake parameters and buffers on the CPU, inside a FakeTensorMode."""
-
-    def faked(tensor: Tensor) -> Tensor:
-        found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-        return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
-
-    with torch.device("meta"):
-        return clone_modules(build(name), faked)
-
-
 def really_saved(model: nn.Module, *inputs: Tensor) -> int:
     """Bytes of the unique storages that autograd keeps, parameters left out."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -88,6 +74,7 @@ def torch_counts(model: nn.Module, *inputs: Tensor) -> tuple[int, int]:
         leaves = [leaf for leaf in pytree.tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
         forward = counter.get_total_flops()
         torch.autograd.backward([leaf.sum() for leaf in leaves])
+    model.zero_grad(set_to_none=True)
     return forward, counter.get_total_flops() - forward
 
 
@@ -182,28 +169,16 @@ def test_predicted_peak_is_within_a_tenth_of_the_allocators(name: str) -> None:
     assert report.peak_bytes - report.resident_bytes == pytest.approx(measured_peak(model, x), rel=0.1)
 
 
-# Half a billion parameters, or attention over hundreds of heads: on fake tensors torch counts the same, without the memory.
-LARGE = ("vit_h", "vit_l", "regnet_y_128gf", "regnet_y_32gf", "convnext_large")
-
-
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
-def test_torch_counts_and_saves_the_same_on_fake_tensors(name: str) -> None:
-    model, x = build(name), torch.randn(2, 3, 64, 64)
-    with FakeTensorMode():
-        twin, fake = build_fake(name), torch.randn(2, 3, 64, 64)
-        found = torch_counts(twin, fake), really_saved(twin, fake)
-    assert found == (torch_counts(model, x), really_saved(model, x))
+LARGE = ("vit_h", "vit_l", "regnet_y_128gf", "regnet_y_32gf", "convnext_large")  # one sample of them is enough to hold
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.list_models(module=models))
 def test_every_classification_model_equals_torchs_counter_and_autograd(name: str) -> None:
     size = {"inception_v3": 299, "vit_h_14": 518}.get(name, 224)
-    large = name.startswith(LARGE)
-    with FakeTensorMode() if large else nullcontext():
-        model, x = build_fake(name) if large else build(name), torch.randn(2, 3, size, size)
-        truth = torch_counts(model, x), really_saved(model, x)
-    report = fxs.estimate(build(name), (torch.zeros(2, 3, size, size),), convention="torch")
+    model, x = build(name), torch.randn(1 if name.startswith(LARGE) else 2, 3, size, size)
+    truth = torch_counts(model, x), really_saved(model, x)
+    report = fxs.estimate(model, (x,), convention="torch")
     total = report.total
     assert ((2 * total.forward.macs, 2 * (total.grad_input.macs + total.grad_weight.macs)), report.saved_bytes) == truth
     assert report.coverage == 1.0
