@@ -246,9 +246,10 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
         rates = ", ".join(map(repr, machine.peak_flops))
         raise CostError(f"accelerator {accelerator.name!r} has no peak rate for dtype {dtype!r}; expected one of {rates}")
     work = request.workload
+    kind = "calibrated" if machine.calibrated else "roofline"
     flops = 2.0 * work.macs(which) + counted.other_flops
     if not flops and not moved_bytes:
-        return _cost(counted, dram_bytes=0.0, cycles=None, energy_pj=0.0, time_s=0.0, bound="nothing", tags=_TAGS["roofline", True])
+        return _cost(counted, dram_bytes=0.0, cycles=None, energy_pj=0.0, time_s=0.0, bound="nothing", tags=_TAGS[kind, True])
     support, sparsity = accelerator.sparsity, request.sparsity
     peak = machine.peak_flops[dtype]
     if which != "grad_weight" and sparsity.pattern and sparsity.pattern == (support.kept, support.group):
@@ -267,7 +268,7 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
         energy_pj=None if machine.power_w is None else found.time_s * machine.power_w * 1e12,
         time_s=found.time_s,
         bound=found.bound,
-        tags=_TAGS["calibrated" if machine.calibrated else "roofline", sparsity.is_dense],
+        tags=_TAGS[kind, sparsity.is_dense],
     )
 
 

@@ -20,6 +20,7 @@ PARENTS: dict[str, str | None] = {
     "relu": "elementwise",
     "activation": "elementwise",
     "mul": "elementwise",
+    "reduce": "elementwise",
     "batch_norm": "elementwise",
     "layer_norm": "elementwise",
     "softmax": "elementwise",

@@ -23,6 +23,8 @@ from .calibration_chains import CHAINS, Chain
 from .errors import CostError
 from .estimator import estimate
 
+STAGES = 3 + len(CHAINS)
+
 
 def calibrate(
     device: str = "cpu", *, batch: int = 8, repeats: int = 7, progress: Callable[[str], None] = lambda _stage: None
@@ -31,7 +33,7 @@ def calibrate(
 
     Args:
         device: "cpu" or "cuda". batch: samples of the measured steps. repeats: runs of each, whose median counts.
-        progress: is told what is being measured.
+        progress: is told what is being measured, STAGES times.
 
     Raises:
         CostError: there is no such device, or a number is not positive.
@@ -61,6 +63,14 @@ def calibrate(
     return _accelerator(device, peaks, bandwidth, overhead, efficiency, how)
 
 
+def require_device(device: str) -> None:
+    """Raises CostError if there is no such device here."""
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise CostError(
+            f"device is {device!r}; expected 'cpu'" + (" or 'cuda'" if torch.cuda.is_available() else ": torch sees no GPU here")
+        )
+
+
 def _accelerator(
     device: str, peaks: dict[str, float], bandwidth: float, overhead: float, efficiency: dict[str, float], how: str
 ) -> Accelerator:
@@ -81,7 +91,7 @@ def _accelerator(
                 "calibrated": True,
             },
             "sources": {
-                "roofline.peak_flops": f"the fastest square product of 512 to 2048, {how}",
+                "roofline.peak_flops": f"the fastest of square products of 512 to 2048 and two 3x3 convolutions, {how}",
                 "memory.dram_bytes_per_s": f"a += b on tensors larger than the caches, three transfers an element, {how}",
                 "roofline.overhead_s": f"an addition of eight elements, {how}",
                 "roofline.efficiency": f"roofline time over measured time of training steps of small networks of one class, {how}",
@@ -123,11 +133,15 @@ class _Bench:
         return torch.ones(shape, dtype=dtype, device=self.device)
 
     def peak(self, dtype: torch.dtype) -> float:
-        """FLOP/s of the fastest square product."""
+        """FLOP/s of the fastest square product or 3x3 convolution, whose kernels multiply less than they count."""
         rates = []
         for size in (512, 1024, 2048):
             a, b = self.tensor(size, size, dtype=dtype), self.tensor(size, size, dtype=dtype)
             rates.append(2 * size**3 / self.seconds(partial(torch.matmul, a, b)))
+        for channels, size in ((128, 28), (256, 14)):
+            x, weight = self.tensor(self.batch, channels, size, size, dtype=dtype), self.tensor(channels, channels, 3, 3, dtype=dtype)
+            seconds = self.seconds(partial(torch.nn.functional.conv2d, x, weight, padding=1))
+            rates.append(2 * 9 * channels * x.numel() / seconds)
         return max(rates)
 
     def bandwidth(self) -> float:
