@@ -57,12 +57,11 @@ def really_saved(model: nn.Module, *inputs: Tensor) -> int:
     seen: dict[int, int] = {}
     alive = []
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters:
             seen[storage._cdata] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
+        alive.append(storage)  # so that no address is used twice; not the tensor, which would keep the graph that keeps it
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(*inputs)
