@@ -233,7 +233,7 @@ def calibrate(
 def _calibration_table(machine: Accelerator) -> Table:
     from rich.table import Table
 
-    from .cost_report import quantity
+    from .cost_text import quantity
 
     roofline = machine.roofline
     assert roofline is not None

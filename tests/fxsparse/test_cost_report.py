@@ -15,7 +15,10 @@ from torch import nn
 
 import fxsparse as fxs
 from fxsparse.cost_model import Accelerator, workload_from_dict
+from fxsparse.cost_model.cost import TAGS
+from fxsparse.cost_model.formulas import FORMULAS
 from fxsparse.cost_model.gemm import PASSES
+from fxsparse.cost_text import FIGURES
 
 X = torch.zeros(4, 3, 32, 32)
 
@@ -220,3 +223,24 @@ def test_workloads_in_the_metadata_are_the_cost_models_own() -> None:
     assert works
     for work in works:
         workload_from_dict({key: value for key, value in work.items() if key not in ("scales", "site")})
+
+
+@pytest.mark.parametrize("machine", [None, "eyeriss", "swat-array", "a100-80g"])
+def test_every_figure_has_a_tag_and_a_formula(machine: str | None) -> None:
+    report = fxs.compile(net(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (X,)).cost(machine)
+    total = report.total.total
+    shown = [figure for figure in FIGURES if getattr(total, figure) is not None]
+    assert {figure: total.tags.get(figure) in TAGS for figure in shown} == dict.fromkeys(shown, True)
+    text = report.formulas()
+    for figure in (*shown, "saved_bytes", "peak_bytes"):
+        [line] = [line for line in text.splitlines() if line.startswith(f"{figure} ")]
+        assert total.tags.get(figure, "ex") in line
+
+
+def test_every_formula_names_a_file_of_the_cost_model() -> None:
+    folder = Path(fxs.__file__).resolve().parent.parent / "cost_model"
+    for formula in FORMULAS:
+        assert formula.formula
+        assert formula.source
+        for name in formula.where.split(", "):
+            assert (folder / name).is_file(), name
