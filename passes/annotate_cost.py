@@ -19,6 +19,9 @@ The fact ``cost`` of a node is plain data, every key but ``kind`` left out where
                  "nodes" has the facts of nodes that are others in this call than in the graph's first
     own_memory   true for a composite whose graph is only read: its storages are those of torch's own Python
     spaces       [index, of a sample, fixed] of the storages that it makes for those graphs
+
+``fxs.compile`` adds, for the batch size of the example and the mode of the model: "forward", "grad_input", "grad_weight" (each the
+figures of ``cost_model.PassCost``), "saved_bytes" and "batch_size".
 """
 
 from __future__ import annotations

@@ -244,3 +244,20 @@ def test_every_formula_names_a_file_of_the_cost_model() -> None:
         assert formula.source
         for name in formula.where.split(", "):
             assert (folder / name).is_file(), name
+
+
+def test_nodes_carry_their_figures_for_the_machine_that_compile_is_given() -> None:
+    compiled = fxs.compile(net(), fxs.SWAT(weight_sparsity=0.5), (X,), accelerator="eyeriss")
+    report = compiled.cost("eyeriss")
+    facts = {node.name: node.meta["custom"]["fxsparse"]["cost"] for node in compiled.graphs[""].graph.nodes}
+    for node in report.nodes:
+        found = facts[node.node]
+        assert {which: found[which] for which in PASSES} == {which: getattr(node, which).to_dict() for which in PASSES}
+        assert (found["saved_bytes"], found["batch_size"]) == (node.saved_bytes, len(X))
+    assert sum(node.total.cycles or 0 for node in report.nodes) > 0
+    plain = fxs.compile(net(), None, (X,))
+    conv = next(node for node in plain.graphs[""].graph.nodes if node.op == "call_module").meta["custom"]["fxsparse"]["cost"]
+    assert conv["forward"]["macs"] == 4 * 32 * 32 * 32 * 27
+    assert conv["forward"]["cycles"] is None
+    with pytest.raises(fxs.CostError, match="'eyeriss'"):
+        fxs.compile(net(), None, (X,), accelerator="eyeris")
