@@ -224,6 +224,10 @@ def _array_cost(
     )
 
 
+_NARROW = 64  # channels below which a 1x1 convolution moves more than it multiplies
+_SMALL_KERNEL = 25  # positions of the largest kernel whose depthwise convolution does the same
+
+
 def operator_class(workload: Workload) -> str:
     """The class under which a roofline's efficiencies are kept."""
     if isinstance(workload, Pointwise):
@@ -234,9 +238,14 @@ def operator_class(workload: Workload) -> str:
         return "recurrent"
     if not workload.kernel:
         return "gemm"
+    kernel = prod(workload.kernel)
     if workload.groups > 1:
-        return "depthwise" if workload.groups == workload.in_channels else "grouped_conv"
-    return "conv" if prod(workload.kernel) > 1 else "pointwise_conv"
+        if workload.groups < workload.in_channels:
+            return "grouped_conv"
+        return "depthwise" if kernel <= _SMALL_KERNEL else "large_depthwise"
+    if kernel > 1:
+        return "conv"
+    return "pointwise_conv" if min(workload.in_channels, workload.out_channels) >= _NARROW else "narrow_conv"
 
 
 def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes: float, accelerator: Accelerator, dtype: str) -> PassCost:

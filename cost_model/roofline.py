@@ -14,8 +14,10 @@ PARENTS: dict[str, str | None] = {
     "recurrent": "gemm",
     "conv": None,
     "pointwise_conv": "conv",
+    "narrow_conv": "pointwise_conv",
     "grouped_conv": "conv",
     "depthwise": None,
+    "large_depthwise": "depthwise",
     "elementwise": None,
     "relu": "elementwise",
     "activation": "elementwise",
@@ -46,7 +48,9 @@ def efficiency_of(measured: Mapping[str, float], kind: str, *, backward: bool) -
     Args:
         measured: by class; a backward pass has "CLASS_backward", or the forward pass's where that is missing.
     """
-    known = [kind, *filter(None, [PARENTS[kind]])]
+    known = [kind]
+    while parent := PARENTS[known[-1]]:
+        known.append(parent)
     names = [*(f"{name}_backward" for name in known if backward), *known]
     return next((measured[name] for name in names if name in measured), 1.0)
 

@@ -385,6 +385,7 @@ def test_classes_of_operators(workload: Workload, kind: str) -> None:
         ({"elementwise": 0.6}, "batch_norm", True, 0.6),
         ({"elementwise": 0.6, "batch_norm_backward": 0.2}, "batch_norm", True, 0.2),
         ({"gemm": 0.9}, "attention", False, 0.9),
+        ({"conv": 0.5, "conv_backward": 0.4}, "narrow_conv", True, 0.4),
         ({}, "gemm", True, 1.0),
     ],
 )
