@@ -94,7 +94,7 @@ def _accelerator(
                 "roofline.peak_flops": f"the fastest of square products of 512 to 2048 and two 3x3 convolutions, {how}",
                 "memory.dram_bytes_per_s": f"a += b on tensors larger than the caches, three transfers an element, {how}",
                 "roofline.overhead_s": f"an addition of eight elements, {how}",
-                "roofline.efficiency": f"roofline time over measured time of training steps, the median of small networks of a class, {how}",
+                "roofline.efficiency": f"roofline time over measured time of training steps, the median of a class, {how}",
             },
         }
     )
