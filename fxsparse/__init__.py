@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .cost_comparison import CostComparison
     from .cost_report import CostReport
     from .estimator import estimate
+    from .mask_techniques import GMP, NM, SET, GraNet, RigL, StaticMask
+    from .passes.masks.criteria import Criterion
+    from .recalibrate import recalibrate_batch_norm
     from .policy import Policy
     from .preset_policies import presets
     from .report import Report
@@ -45,9 +48,15 @@ _HOMES = {
     "presets": "preset_policies",
     "Report": "report",
     "SWAT": "techniques",
+    **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
+    "Criterion": "passes.masks.criteria",
+    "recalibrate_batch_norm": "recalibrate",
 }
 
 __all__ = [
+    "GMP",
+    "NM",
+    "SET",
     "SWAT",
     "Accelerator",
     "CheckReport",
@@ -55,13 +64,17 @@ __all__ = [
     "CostComparison",
     "CostError",
     "CostReport",
+    "Criterion",
     "ExportError",
     "FxSparseError",
+    "GraNet",
     "NumericalError",
     "PassError",
     "Policy",
     "PolicyError",
     "Report",
+    "RigL",
+    "StaticMask",
     "TraceError",
     "VerificationError",
     "__version__",
@@ -70,6 +83,7 @@ __all__ = [
     "compile",
     "estimate",
     "presets",
+    "recalibrate_batch_norm",
 ]
 
 

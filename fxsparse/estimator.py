@@ -183,7 +183,7 @@ def _densities(model: CompiledModel, kind: str) -> dict[str, tuple[float, float]
     if kind == "measured":
         measured = model.sparsity()
         return {name: (row["weight"]["actual"], _or_target(row["activation"])) for name, row in measured.items()}
-    return {name: _target(model.plan.get(name), model) for name in model.sites}
+    return {name: _target(model.swat.get(name), model) for name in model.sites}
 
 
 def _or_target(row: Mapping[str, Any]) -> float:
