@@ -85,7 +85,9 @@ class CompiledModel(nn.Module):
         own["_modules"] = {**root._modules, STATE: state}
         own["training"] = root.training
         # DistributedDataParallel broadcasts buffers over the devices' own network, which host buffers are not on.
-        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in state.host_buffer_names()]
+        # Masks are the same on all ranks by how they are made, which attach() checks.
+        masks = [f"sites.{name}.mask" for name in masks]
+        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in (*state.host_buffer_names(), *masks)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         live = self.training and torch.is_grad_enabled()
@@ -287,6 +289,7 @@ class CompiledModel(nn.Module):
             forward.rebuild()
         self.__dict__["_attached"] = False
         self.__dict__["_waits"] = any(regime.spec.moves for regime in self.regimes)
+        self.fxsparse.forget_trust()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_machine": None}

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fxsparse.passes.masks.apply import note_trust
 from fxsparse.passes.masks.selection import Ranks
 from fxsparse.passes.masks.start import numbers
 from fxsparse.passes.masks.state import RegimeState
 from fxsparse.passes.masks.structures import OfEvery
 from fxsparse.passes.masks.update import Masked, exchange, keep_largest
+from fxsparse.passes.ops.masked_weight import mask_
+from fxsparse.passes.state import SiteState
 
 from .errors import PolicyError
 from .optimizer_state import group_of, keeps_gradients, mask_state, momentum_of, refuse_unreadable, require_readable, works_by_element
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .compiled_model import CompiledModel
 
 CLASSIFIER_FROM = 0.8
+_ROUND = 16
 
 
 class _Binding:
@@ -116,19 +120,20 @@ class MaskMachine:
     def _weight(self, name: str) -> torch.nn.Parameter:
         return self._model.get_parameter(name)
 
-    def _mask(self, name: str) -> Tensor:
+    def _state(self, name: str) -> SiteState:
         state = self._model.fxsparse.site(name)
         assert state is not None
-        return state.get_buffer("mask")
+        return state
+
+    def _mask(self, name: str) -> Tensor:
+        return self._state(name).get_buffer("mask")
 
     def _place(self, name: str) -> None:
         """Gives the mask the weight's placement."""
         weight, mask = self._weight(name), self._mask(name)
         placed = placed_like(mask, weight)
         if placed is not mask:
-            state = self._model.fxsparse.site(name)
-            assert state is not None
-            state._buffers["mask"] = placed
+            self._state(name)._buffers["mask"] = placed
 
     def _regime(self, name: str) -> RegimeState:
         return self._model.regimes[self._model.masks[name].regime]
@@ -155,7 +160,7 @@ class MaskMachine:
                 )
             gradient = local(weight.grad)
             binding.taken[name] = gradient.clone()
-            gradient.masked_fill_(~local(self._mask(name)), 0)
+            mask_(gradient, local(self._mask(name)))
 
     @torch.no_grad()
     def _after_step(self, binding: _Binding) -> None:
@@ -174,22 +179,30 @@ class MaskMachine:
                 stepped.clear()
                 self._advance(self._model.regimes[index], index)
         for name in binding.sites:
-            binding.versions[name] = local(self._weight(name))._version
+            weight, state = self._weight(name), self._state(name)
+            binding.versions[name] = local(weight)._version
+            if not self._regime(name).spec.refresh:
+                note_trust(state.get_buffer("trust"), weight, state.get_buffer("mask"))
         binding.taken.clear()
 
     def _is_dirty(self, binding: _Binding, name: str) -> bool:
-        """Whether masked elements may have moved: not where nobody but an optimizer by element, given masked gradients, wrote to them."""
+        """Whether masked elements may have moved: not where nobody but an optimizer by element, given masked gradients, wrote to them.
+
+        What writes through ``weight.data`` leaves no trace, so that each weight has its turn now and then whatever is known of it.
+        """
         regime = self._regime(name)
-        clean = name in binding.versions and works_by_element(binding.optimizer) and not bool(regime.growing)
-        return not clean and not regime.spec.refresh
+        if regime.spec.refresh:
+            return False
+        turn = (int(regime.steps) + binding.sites.index(name)) % _ROUND == 0
+        return turn or name not in binding.versions or not works_by_element(binding.optimizer) or bool(regime.growing)
 
     def _mask_weight(self, binding: _Binding, name: str) -> None:
         """Puts weight, gradient and optimizer state of masked elements to what they are at first."""
         weight, spec = self._weight(name), self._regime(name).spec
-        masked = ~local(self._mask(name))
-        local(weight).masked_fill_(masked, 0)
+        mask = local(self._mask(name))
+        mask_(local(weight), mask)
         if not spec.keeps_state:
-            mask_state(binding.optimizer, group_of(binding.optimizer, weight) or {}, weight, masked)
+            mask_state(binding.optimizer, group_of(binding.optimizer, weight) or {}, weight, mask)
 
     # Changing masks
 
@@ -220,7 +233,7 @@ class MaskMachine:
                 self._mask_weight(binding, name)
                 gradient = self._weight(name).grad
                 if gradient is not None and bool(regime.growing) and not spec.keeps_state:
-                    local(gradient).masked_fill_(~local(self._mask(name)), 0)
+                    mask_(local(gradient), local(self._mask(name)))
         if self._compares_ranks:
             self._require_same_masks(f"after step {step}")
 

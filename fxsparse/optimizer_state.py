@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, ASGD, NAdam, Optimizer, RAdam, RMSprop, Rprop, SparseAdam
 
+from fxsparse.passes.ops.masked_weight import mask_
+
 from .errors import PolicyError
 from .ranks import local
 
@@ -66,11 +68,12 @@ def require_readable(optimizer: Optimizer, weight: Tensor, name: str) -> None:
         )
 
 
-def mask_state(optimizer: Optimizer, group: dict[str, Any], weight: Tensor, masked: Tensor) -> None:
-    """Puts the state of masked elements to what it is at first. ``masked`` is true where the mask is false, on this rank's part."""
+def mask_state(optimizer: Optimizer, group: dict[str, Any], weight: Tensor, mask: Tensor) -> None:
+    """Puts the state of masked elements to what it is at first. ``mask`` is this rank's part of the weight's mask."""
     for key, kept in optimizer.state.get(weight, {}).items():
         if isinstance(kept, Tensor) and kept.shape == weight.shape and kept.numel() > 1:
-            local(kept).masked_fill_(masked, _first_value(optimizer, group, key))
+            first = _first_value(optimizer, group, key)
+            local(kept).masked_fill_(~mask, first) if first else mask_(local(kept), mask)
 
 
 def _first_value(optimizer: Optimizer, group: dict[str, Any], key: str) -> float:

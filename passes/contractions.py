@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from .capture.recipes import is_composite
 from .graph import value
-from .ops.masked_weight import masked_weight
+from .masks.apply import apply_mask
 from .recurrent import recurrent
 
 _CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -97,7 +97,7 @@ def path_of(weight: fx.Node) -> str:
 
 def is_masked(node: fx.Node) -> bool:
     """Whether a node makes a masked weight of a parameter."""
-    return node.target is masked_weight.overload
+    return node.target is apply_mask
 
 
 def find_contractions(gm: fx.GraphModule) -> list[Operands]:

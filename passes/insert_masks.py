@@ -1,6 +1,6 @@
 """Masks in the graph: wherever it reads a parameter, a graph reads the parameter times its mask.
 
-    weight                       w_hat = masked_weight(weight, mask, growing)
+    weight                       w_hat = apply_mask(weight, mask, growing, ...)
     out = conv(x, weight)   ->   out = conv(x, w_hat)
 
 A module that holds its weight becomes the function that it calls. Everything behind the masked weight stays as it was, so that
@@ -9,6 +9,7 @@ other passes find the same contractions; the weights that they see are masked.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,23 @@ from . import meta
 from .base import Change, GraphPass, Skip
 from .contractions import Operands, contractions_of_node, find_contractions, is_masked
 from .graph import Recorder, value
+from .masks.apply import apply_mask
 from .masks.specs import MaskSpec
-from .ops.masked_weight import masked_weight, whole_mask
-from .state import mask_target, regime_target
+from .recurrent import recurrent
+from .state import regime_target, state_target
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+_MAY_WRITE = 6
+_NEW_GRADIENT = {
+    *_CONVOLUTIONS.values(),
+    *_TRANSPOSED.values(),
+    *(F.linear, F.bilinear, torch.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, recurrent),
+    *(torch.addmm, torch.baddbmm, torch.einsum, torch.functional.einsum),
+    *("matmul", "mm", "bmm", "mv", "__matmul__", "addmm", "baddbmm"),
+}
 
 
 class InsertMasks(GraphPass):
@@ -104,6 +116,7 @@ class _Rewriter:
                 rewired |= {user.name for user in out.users}
                 removed.append(operands.node.name)
                 self.gm.graph.erase_node(operands.node)
+        masked.update_arg(_MAY_WRITE, all(_makes_new_gradient(user) for user in masked.users))
         return Change(
             site=spec.site,
             graph=self.path,
@@ -127,12 +140,10 @@ class _Rewriter:
             place = first
             weight.meta["val"] = self._parameter(weight)
         with self.make.before(place):
-            stored = self.make.attribute(mask_target(spec.site))
-            mask = self.make.function(whole_mask, stored, weight)
+            mask, trust = (self.make.attribute(state_target(spec.site, name)) for name in ("mask", "trust"))
             growing = self.make.attribute(regime_target(spec.regime, "growing"))
-            masked = self.make.function(masked_weight.overload, weight, mask, growing, spec.straight_through, spec.decay)
+            masked = self.make.function(apply_mask, weight, mask, growing, trust, spec.straight_through, spec.decay, False)
         masked.meta["val"] = value(weight)
-        meta.write(mask, site=spec.site, role="mask")
         meta.write(masked, site=spec.site, role="masked_weight")
         return masked
 
@@ -172,6 +183,11 @@ class _Rewriter:
                 x.meta["val"] = _padded(before, module)
             padding = (0,) * axes
         return self.make.function(_CONVOLUTIONS[axes], x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+def _makes_new_gradient(node: fx.Node) -> bool:
+    """Whether a reader's backward pass gives the weight a gradient that nothing else holds."""
+    return node.target in _NEW_GRADIENT
 
 
 def _padded(x: torch.Tensor, module: nn.Module) -> torch.Tensor:

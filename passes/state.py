@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .host_buffers import HostBuffers
+from .masks.apply import empty_trust
 from .masks.specs import MaskSpec, RegimeSpec
 from .masks.start import first_mask
 from .masks.state import RegimeState
@@ -47,11 +48,12 @@ class Clock(HostBuffers):
 class SiteState(HostBuffers):
     """Thresholds (NaN until first selected) and densities of one weight and its activations.
 
-    Buffers: ``mask`` (bool, of the weight's shape, in place of a threshold); ``weight_threshold``, ``weight_density``; for the i-th call ``activation_threshold_i``, ``activation_counts_i``
+    Buffers: ``mask`` (bool, of the weight's shape, in place of a threshold) and ``trust`` (see ``masks.apply``);
+    ``weight_threshold``, ``weight_density``; for the i-th call ``activation_threshold_i``, ``activation_counts_i``
     (non-zeros and elements at the last selection); ``activation_density``.
     """
 
-    on_host = frozenset({"weight_density", "activation_density"})
+    on_host = frozenset({"weight_density", "activation_density", "trust"})
 
     def __init__(self, spec: SwatSpec | None, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -98,6 +100,12 @@ class AddedState(nn.Module):
                 found += [f"{path}.{name}" for name in module._buffers if name in module.on_host]
         return found
 
+    def forget_trust(self) -> None:
+        """Takes back what was noted about weights, on a copy whose weights are others."""
+        for module in self.modules():
+            if isinstance(module, SiteState) and "trust" in module._buffers:
+                module.get_buffer("trust").fill_(-1)
+
     def site(self, name: str) -> SiteState | None:
         """A site's state, None if it has none."""
         holder: Any = self.sites
@@ -111,11 +119,6 @@ class AddedState(nn.Module):
 def state_target(site: str, buffer: str) -> str:
     """The get_attr target of a site's buffer."""
     return f"{STATE}.sites.{site}.{buffer}"
-
-
-def mask_target(site: str) -> str:
-    """The get_attr target of a site's mask."""
-    return state_target(site, "mask")
 
 
 def regime_target(index: int, buffer: str) -> str:
@@ -152,3 +155,4 @@ def add_masks(
             site = SiteState(None, (), weights[name].device, weights[name].dtype)
             state.add(name, site)
         site.register_buffer("mask", first_mask(spec, weights[name], seeds[spec.regime]))
+        site.register_buffer("trust", empty_trust(), persistent=False)
