@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .compiler import compile
     from .cost_comparison import CostComparison
     from .cost_report import CostReport
+    from .criterion import Criterion, Weight
     from .estimator import estimate
     from .mask_techniques import GMP, NM, SET, GraNet, RigL, StaticMask
-    from .passes.masks.criteria import Criterion
-    from .recalibrate import recalibrate_batch_norm
     from .policy import Policy
     from .preset_policies import presets
+    from .recalibrate import recalibrate_batch_norm
     from .report import Report
     from .techniques import SWAT
 
@@ -49,7 +49,8 @@ _HOMES = {
     "Report": "report",
     "SWAT": "techniques",
     **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
-    "Criterion": "passes.masks.criteria",
+    "Criterion": "criterion",
+    "Weight": "criterion",
     "recalibrate_batch_norm": "recalibrate",
 }
 
@@ -77,6 +78,7 @@ __all__ = [
     "StaticMask",
     "TraceError",
     "VerificationError",
+    "Weight",
     "__version__",
     "accelerators",
     "check",

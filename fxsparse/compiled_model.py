@@ -86,8 +86,8 @@ class CompiledModel(nn.Module):
         own["training"] = root.training
         # DistributedDataParallel broadcasts buffers over the devices' own network, which host buffers are not on.
         # Masks are the same on all ranks by how they are made, which attach() checks.
-        masks = [f"sites.{name}.mask" for name in masks]
-        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in (*state.host_buffer_names(), *masks)]
+        here = [*state.host_buffer_names(), *(f"sites.{name}.mask" for name in masks)]
+        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in here]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         live = self.training and torch.is_grad_enabled()

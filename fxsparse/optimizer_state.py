@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, ASGD, NAdam, Optimizer, RAdam, RMSprop, Rprop, SparseAdam
+from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop, SparseAdam
 
 from fxsparse.passes.ops.masked_weight import mask_
 
@@ -25,7 +25,9 @@ def refuse_unreadable(optimizer: Optimizer) -> None:
     """Raises PolicyError for an optimizer that cannot train masked weights, by its name."""
     for kind, reason in _REFUSED.items():
         if isinstance(optimizer, kind):
-            raise PolicyError(f"{type(optimizer).__name__} cannot train masked weights: {reason}; use SGD or an optimizer of the Adam family")
+            raise PolicyError(
+                f"{type(optimizer).__name__} cannot train masked weights: {reason}; use SGD or an optimizer of the Adam family"
+            )
 
 
 def group_of(optimizer: Optimizer, weight: Tensor) -> dict[str, Any] | None:

@@ -109,7 +109,9 @@ def sharers_of(weights: Mapping[str, Any]) -> Ranks:
         if groups.get(name) is not first and (name not in groups or groups[name].group_name != first.group_name):
             raise PolicyError(f"{name!r} is not divided among the same ranks as other masked weights; apply fully_shard to all of them")
     mesh: Any = weights[next(iter(groups))].device_mesh
-    return Sharers(first, torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu"))
+    return Sharers(
+        first, torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
+    )
 
 
 def require_same_masks(masks: Mapping[str, Tensor], steps: Sequence[int], when: str) -> None:
@@ -126,7 +128,9 @@ def require_same_masks(masks: Mapping[str, Tensor], steps: Sequence[int], when: 
     lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, length)
     if len({int(item) for item in lengths}) > 1:
-        raise PolicyError(f"ranks compiled with different policies {when}: they hold {[int(item) - 1 for item in lengths]} masks and counters")
+        raise PolicyError(
+            f"ranks compiled with different policies {when}: they hold {[int(item) - 1 for item in lengths]} masks and counters"
+        )
     sent = torch.tensor(own, dtype=torch.int64, device=device)
     rows = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, sent)

@@ -116,7 +116,11 @@ def _no_match(technique: Technique, pattern: str, sites: Mapping[str, Site]) -> 
 
 
 def _usable(
-    technique: SWAT | MaskTechnique, selected: Sequence[str], sites: Mapping[str, Site], order: Sequence[str], weights: Mapping[str, torch.Tensor]
+    technique: SWAT | MaskTechnique,
+    selected: Sequence[str],
+    sites: Mapping[str, Site],
+    order: Sequence[str],
+    weights: Mapping[str, torch.Tensor],
 ) -> tuple[list[str], list[Skip]]:
     chosen, skips = [], []
     first = next(iter(order), None)

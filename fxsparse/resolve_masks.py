@@ -80,9 +80,7 @@ def _is_classifier(technique: MaskTechnique, name: str, names: tuple[str, ...], 
     return isinstance(technique, GraNet) and technique.scope == "layer" and name == names[-1] and sites[name].operator == "linear"
 
 
-def _structures(
-    technique: MaskTechnique, chosen: Sequence[str], sites: Mapping[str, Site]
-) -> tuple[dict[str, Structure], list[Skip]]:
+def _structures(technique: MaskTechnique, chosen: Sequence[str], sites: Mapping[str, Site]) -> tuple[dict[str, Structure], list[Skip]]:
     found: dict[str, Structure] = {}
     skips: list[Skip] = []
     kind = getattr(technique, "structure", "element")
@@ -92,7 +90,9 @@ def _structures(
             found[name] = Elements()
         elif any(call.chained for call in site.calls):
             shape = "N:M" if isinstance(technique, NM) else f"structure {kind!r}"
-            skips.append(Skip(site=name, reason=f"{shape} needs the weight as it is stored, and it is viewed otherwise before its contraction"))
+            skips.append(
+                Skip(site=name, reason=f"{shape} needs the weight as it is stored, and it is viewed otherwise before its contraction")
+            )
         elif isinstance(technique, NM):
             axis, length = _input_axis(site)
             if length % technique.m:
@@ -170,5 +170,3 @@ def _regime(technique: MaskTechnique, names: tuple[str, ...], sites: Mapping[str
         return RegimeSpec(**common, refresh=refresh)
     common |= {"drop": criterion_of(technique.drop), "grow": criterion_of(technique.grow), "regrow": technique.regrow}
     return RegimeSpec(**common, exchange=CosineExchange(start=start, floor=floor, end=end, interval=interval))
-
-

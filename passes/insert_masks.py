@@ -62,7 +62,7 @@ class InsertMasks(GraphPass):
         found: dict[str, _Reads] = {}
         for operands in find_contractions(gm):
             site = self.sites.get(f"{self.path}.{operands.parameter}" if self.path else operands.parameter)
-            if site not in self.specs or (isinstance(operands.weight, fx.Node) and is_masked(operands.weight)):
+            if site is None or site not in self.specs or (isinstance(operands.weight, fx.Node) and is_masked(operands.weight)):
                 continue
             if operands.problem is not None:
                 outcome.append(Skip(site=site, reason=operands.problem, graph=self.path))

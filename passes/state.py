@@ -55,7 +55,9 @@ class SiteState(HostBuffers):
 
     on_host = frozenset({"weight_density", "activation_density", "trust"})
 
-    def __init__(self, spec: SwatSpec | None, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: SwatSpec | None, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         dtype = torch.promote_types(dtype, torch.float32)
         if spec is None:
@@ -71,7 +73,7 @@ class SiteState(HostBuffers):
 
 
 class AddedState(nn.Module):
-    """All of it: ``clock``, under ``sites`` a SiteState at the place that the weight's qualified name says, and the ``regimes`` of masks."""
+    """All of it: ``clock``, under ``sites`` a SiteState where the weight's qualified name says, and the ``regimes`` of masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,9 +141,7 @@ def sites_state(
     return state
 
 
-def add_masks(
-    state: AddedState, specs: Mapping[str, MaskSpec], regimes: Iterable[RegimeSpec], weights: Mapping[str, torch.Tensor]
-) -> None:
+def add_masks(state: AddedState, specs: Mapping[str, MaskSpec], regimes: Iterable[RegimeSpec], weights: Mapping[str, torch.Tensor]) -> None:
     """Adds the masks, as they are at the start, and the regimes that move them."""
     made, seeds = nn.ModuleList(), []
     for regime in regimes:

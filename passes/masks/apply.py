@@ -35,7 +35,7 @@ def apply_mask(
     if torch.compiler.is_compiling():
         return masked_weight.overload(weight, _fitting(mask, weight), growing, straight_through, decay)  # type: ignore[no-any-return]
     if may_write and not straight_through and torch.is_grad_enabled() and _is_clean(weight, mask, trust):
-        clean: Tensor = _Clean.apply(weight, mask, growing)  # type: ignore[no-untyped-call]
+        clean: Tensor = _Clean.apply(weight, mask, growing)
         return clean
     return masked_weight.overload(weight, _fitting(mask, weight), growing, straight_through, decay)  # type: ignore[no-any-return]
 
@@ -49,7 +49,7 @@ class _Clean(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         mask, growing = ctx.saved_tensors
         if torch.is_grad_enabled() or type(grad) is not Tensor:
             return mask_gradient.overload(grad, mask, growing), None, None

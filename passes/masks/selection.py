@@ -130,9 +130,7 @@ class _Ties:
         return taken
 
 
-def _choose(
-    candidates: Sequence[Candidates], rule: Callable[[Tensor, Tensor], Tensor], ties: _Ties | None = None, width: int = 0
-) -> None:
+def _choose(candidates: Sequence[Candidates], rule: Callable[[Tensor, Tensor], Tensor], ties: _Ties | None = None, width: int = 0) -> None:
     for item in candidates:
         if ties is not None:
             ties.next()

@@ -71,7 +71,7 @@ class RegimeState(HostBuffers):
         found = state_dict.get(f"{prefix}fingerprint")
         if isinstance(found, Tensor):
             self.require_own(int(found))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def fingerprint_of(spec: RegimeSpec) -> int:

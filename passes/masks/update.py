@@ -14,7 +14,6 @@ from .criteria import Criterion, Weight
 from .selection import ALONE, Candidates, Ranks, choose_largest
 from .structures import Structure
 
-
 CHUNK = 1 << 18
 
 
@@ -61,7 +60,8 @@ def exchange(
     """Drops ceil(fraction * kept) of a weight's units, the smallest ones, and grows as many.
 
     Args:
-        kept_units, total_units: how many are kept before, and after, of how many in all (on all ranks). regrow: a unit just dropped may be grown at once, and keeps its value.
+        kept_units, total_units: how many are kept before, and after, of how many in all (on all ranks).
+        regrow: a unit just dropped may be grown at once, and keeps its value.
 
     Source: Evci et al. 2020, algorithm 1; Liu et al. 2021, algorithm 1.
     """

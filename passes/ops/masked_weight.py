@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .operator import operator
 
-
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -86,3 +85,14 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None,
 
 
 masked_weight.register_autograd(_backward, setup_context=_setup)
+
+
+def _setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward_of_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return mask_gradient(grad, *ctx.saved_tensors), None, None
+
+
+mask_gradient.register_autograd(_backward_of_gradient, setup_context=_setup_gradient)

@@ -29,8 +29,15 @@ def first_largest(scores: Tensor, allowed: Tensor, count: int) -> Tensor:
 class Reference:
     """Trains a model whose ``weights`` are masked, by one of the methods "granet", "gmp", "rigl", "set" or "static"."""
 
-    def __init__(self, model: nn.Module, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, masks: dict[str, Tensor], method: str,
-                 **settings: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        masks: dict[str, Tensor],
+        method: str,
+        **settings: Any,
+    ) -> None:
         self.model, self.weights, self.optimizer, self.method, self.settings = model, weights, optimizer, method, settings
         self.masks = {name: mask.clone() for name, mask in masks.items()}
         self.steps = 0
@@ -69,9 +76,7 @@ class Reference:
             everything = torch.cat([weight.abs().flatten() for weight in self.weights.values()])
             active = torch.cat([mask.flatten() for mask in self.masks.values()])
             chosen = first_largest(everything, active, min(keep, int(active.sum()))) & active
-            for (name, weight), part in zip(
-                self.weights.items(), chosen.split([w.numel() for w in self.weights.values()]), strict=True
-            ):
+            for (name, weight), part in zip(self.weights.items(), chosen.split([w.numel() for w in self.weights.values()]), strict=True):
                 self.masks[name] = part.reshape(weight.shape)
             return True
         for index, (name, weight) in enumerate(self.weights.items()):
