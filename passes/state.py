@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxsparse.errors import PolicyError
+
 from .host_buffers import HostBuffers
 from .masks.apply import empty_trust
 from .masks.specs import MaskSpec, RegimeSpec
@@ -70,6 +72,26 @@ class SiteState(HostBuffers):
             for index, shape in enumerate(activation_shapes):
                 self.register_buffer(f"activation_threshold_{index}", torch.full(shape, torch.nan, dtype=dtype, device=device))
                 self.register_buffer(f"activation_counts_{index}", torch.zeros(2, dtype=torch.int64, device=device))
+
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found, own = state_dict.get(f"{prefix}mask"), self._buffers.get("mask")
+        if found is not None and own is not None:
+            _require_alike(found, own, prefix.removeprefix(f"{STATE}.sites.").rstrip("."))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _require_alike(found: Any, own: Any, site: str) -> None:
+    """Raises PolicyError if a mask in a checkpoint is divided among other ranks than the model's."""
+    saved, here = (tensor.device_mesh.size() if hasattr(tensor, "device_mesh") else 1 for tensor in (found, own))
+    if saved == here:
+        return
+    was = f"was saved on {saved} ranks, each with its part of it," if saved > 1 else "is whole in the checkpoint"
+    now = f"is divided among {here} ranks here" if here > 1 else "is whole here"
+    raise PolicyError(
+        f"the mask of {site!r} {was} and {now}: a state_dict does not move between numbers of ranks. Save and load it with "
+        "torch.distributed.checkpoint (dcp.save, dcp.load), which does, or with its set_model_state_dict and full_state_dict=True"
+    )
 
 
 class AddedState(nn.Module):
