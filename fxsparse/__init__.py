@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .preset_policies import presets
     from .recalibrate import recalibrate_batch_norm
     from .report import Report
+    from .run_report import RunReport
     from .techniques import SWAT
 
 try:
@@ -47,6 +48,7 @@ _HOMES = {
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
+    "RunReport": "run_report",
     "SWAT": "techniques",
     **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
     "Criterion": "criterion",
@@ -75,6 +77,7 @@ __all__ = [
     "PolicyError",
     "Report",
     "RigL",
+    "RunReport",
     "StaticMask",
     "TraceError",
     "VerificationError",

@@ -27,6 +27,7 @@ from .policy import Policy
 from .pricing import Pricing
 from .ranks import whole
 from .report import Report
+from .run_report import RunReport, run_report
 
 
 class CompiledModel(nn.Module):
@@ -210,6 +211,14 @@ class CompiledModel(nn.Module):
             CostError: the model was compiled without example inputs, or an argument is unknown.
         """
         return cost_of(self, accelerator, convention=convention, batch_size=batch_size, density=density)
+
+    def run_report(self, convention: str = "exact", batch_size: int | None = None) -> RunReport:
+        """What the steps so far have multiplied, from the densities that masks had in each of them, dense gradients counted.
+
+        Raises:
+            CostError: there is no masked weight, or it has seen no step.
+        """
+        return run_report(self, convention=convention, batch_size=batch_size)
 
     @property
     def example_batch(self) -> int:

@@ -193,15 +193,17 @@ class MaskMachine:
         regime = self._regime(name)
         if regime.spec.refresh:
             return False
+        if regime.spec.keeps_state:
+            return True  # the momentum of masked elements moves them
         turn = (int(regime.steps) + binding.sites.index(name)) % _ROUND == 0
         return turn or name not in binding.versions or not works_by_element(binding.optimizer) or bool(regime.growing)
 
     def _mask_weight(self, binding: _Binding, name: str) -> None:
         """Puts weight, gradient and optimizer state of masked elements to what they are at first."""
-        weight, spec = self._weight(name), self._regime(name).spec
+        weight, regime = self._weight(name), self._regime(name)
         mask = local(self._mask(name))
         mask_(local(weight), mask)
-        if not spec.keeps_state:
+        if not (regime.spec.keeps_state and bool(regime.growing)):
             mask_state(binding.optimizer, group_of(binding.optimizer, weight) or {}, weight, mask)
 
     # Changing masks
