@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxsparse.passes.masks.apply import note_trust
+from fxsparse.passes.masks.apply import looks_masked, note_trust
 from fxsparse.passes.masks.selection import Ranks
 from fxsparse.passes.masks.start import numbers
 from fxsparse.passes.masks.state import RegimeState
@@ -36,11 +36,17 @@ _ROUND = 16
 
 
 class _Binding:
-    """An optimizer and the masked weights that it trains."""
+    """An optimizer and the masked weights that it trains.
 
-    def __init__(self, optimizer: Optimizer, sites: Iterable[str]) -> None:
+    Attributes:
+        watched: weights that something else than their masked form may read.
+        versions: of each weight that was clean after the last step. taken: dense gradients that the optimizer must not see.
+    """
+
+    def __init__(self, optimizer: Optimizer, sites: Iterable[str], watched: set[str]) -> None:
         self.optimizer = optimizer
         self.sites = list(sites)
+        self.watched = watched
         self.versions: dict[str, int] = {}
         self.taken: dict[str, Tensor] = {}
         self.handles: list[Any] = []
@@ -74,7 +80,7 @@ class MaskMachine:
         self._compares_ranks = compare_ranks
         if compare_ranks:
             self._require_same_masks("when the optimizer is attached")
-        binding = _Binding(optimizer, sites)
+        binding = _Binding(optimizer, sites, {name for name in sites if self._is_read_elsewhere(name)})
         binding.handles = [
             optimizer.register_step_pre_hook(lambda _optimizer, args, kwargs: self._before_step(binding, (*args, *kwargs.values()))),
             optimizer.register_step_post_hook(lambda *_: self._after_step(binding)),
@@ -106,6 +112,10 @@ class MaskMachine:
                     f"{regime.spec.technique} grows by the optimizer's momentum, and {kind} keeps none for {name!r} that can be read; "
                     "use SGD with momentum > 0, or an optimizer of the Adam family"
                 )
+
+    def _is_read_elsewhere(self, name: str) -> bool:
+        report = self._model.report
+        return bool(self._model.sites[name].aliases or report.left) or any(skip.site == name for skip in report.skips)
 
     def _remove(self, binding: _Binding) -> None:
         for handle in binding.handles:
@@ -148,7 +158,10 @@ class MaskMachine:
             weight, regime = self._weight(name), self._regime(name)
             if local(weight)._version != binding.versions.get(name):
                 binding.versions.pop(name, None)
-            if weight.grad is None or not bool(regime.growing) or regime.spec.keeps_state:
+            if weight.grad is None or regime.spec.refresh or (regime.spec.keeps_state and bool(regime.growing)):
+                continue
+            if not bool(regime.growing):
+                self._mask_gradient(binding, name, local(weight.grad))
                 continue
             group = group_of(optimizer, weight) or {}
             if keeps_gradients(optimizer, group, weight):
@@ -160,6 +173,12 @@ class MaskMachine:
                 )
             gradient = local(weight.grad)
             binding.taken[name] = gradient.clone()
+            mask_(gradient, local(self._mask(name)))
+
+    def _mask_gradient(self, binding: _Binding, name: str, gradient: Tensor) -> None:
+        """Masks a gradient that was masked already, where others than the graph may have added to it: noise, centring, tied uses."""
+        trusted = gradient.device.type == "cpu" and name in binding.versions and name not in binding.watched
+        if not (trusted and looks_masked(self._state(name).get_buffer("trust"), gradient)):
             mask_(gradient, local(self._mask(name)))
 
     @torch.no_grad()
@@ -195,6 +214,8 @@ class MaskMachine:
             return False
         if regime.spec.keeps_state:
             return True  # the momentum of masked elements moves them
+        if name in binding.watched:
+            return True
         turn = (int(regime.steps) + binding.sites.index(name)) % _ROUND == 0
         return turn or name not in binding.versions or not works_by_element(binding.optimizer) or bool(regime.growing)
 

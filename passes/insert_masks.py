@@ -36,6 +36,7 @@ _NEW_GRADIENT = {
     *_CONVOLUTIONS.values(),
     *_TRANSPOSED.values(),
     *(F.linear, F.bilinear, torch.bilinear, torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, recurrent),
+    F.embedding,
     *(torch.addmm, torch.baddbmm, torch.einsum, torch.functional.einsum),
     *("matmul", "mm", "bmm", "mv", "__matmul__", "addmm", "baddbmm"),
 }
@@ -101,7 +102,8 @@ class _Rewriter:
 
     def mask(self, spec: MaskSpec, contractions: Sequence[Operands]) -> Change:
         reads = [node for node in self.gm.graph.nodes if node.op == "get_attr" and self.sites.get(str(node.target)) == spec.site]
-        masked = self._masked(spec, reads, contractions)
+        tables = [node for node in self.gm.graph.nodes if self._is_table(node, spec.site)]
+        masked = self._masked(spec, [*reads, *tables], contractions)
         rewired: set[str] = set()
         for read in reads:
             others = [user for user in read.users if user is not masked and user.name not in self.make.added]
@@ -109,13 +111,12 @@ class _Rewriter:
             for user in others:
                 user.replace_input_with(read, masked)
         removed = []
-        for operands in contractions:
-            if isinstance(operands.weight, str):
-                out = self._as_function(operands, masked)
-                operands.node.replace_all_uses_with(out)
-                rewired |= {user.name for user in out.users}
-                removed.append(operands.node.name)
-                self.gm.graph.erase_node(operands.node)
+        for node in (*(operands.node for operands in contractions if isinstance(operands.weight, str)), *tables):
+            out = self._lookup(node, masked) if node in tables else self._as_function(node, masked)
+            node.replace_all_uses_with(out)
+            rewired |= {user.name for user in out.users}
+            removed.append(node.name)
+            self.gm.graph.erase_node(node)
         masked.update_arg(_MAY_WRITE, all(_makes_new_gradient(user) for user in masked.users))
         return Change(
             site=spec.site,
@@ -135,8 +136,9 @@ class _Rewriter:
         if first.op == "get_attr":
             weight, place = first, first.next
         else:
+            path = next((operands.parameter for operands in contractions if operands.node is first), f"{first.target}.weight")
             with self.make.before(first):
-                weight = self.make.attribute(next(operands.parameter for operands in contractions if operands.node is first))
+                weight = self.make.attribute(path)
             place = first
             weight.meta["val"] = self._parameter(weight)
         with self.make.before(place):
@@ -151,9 +153,24 @@ class _Rewriter:
         owner, _, name = str(node.target).rpartition(".")
         return getattr(self.gm.get_submodule(owner), name)
 
-    def _as_function(self, operands: Operands, weight: fx.Node) -> fx.Node:
+    def _is_table(self, node: fx.Node, site: str) -> bool:
+        """Whether a node looks rows of the weight up: an embedding that is tied to a contraction."""
+        if node.op != "call_module" or self.sites.get(f"{node.target}.weight") != site:
+            return False
+        module: Any = self.gm.get_submodule(str(node.target))
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        return type(module) is nn.Embedding and module.max_norm is None and not module.sparse and not any(hooks)
+
+    def _lookup(self, node: fx.Node, weight: fx.Node) -> fx.Node:
+        module: Any = self.gm.get_submodule(str(node.target))
+        x = node.args[0] if node.args else node.kwargs["input"]
+        with self.make.before(node):
+            out = self.make.function(F.embedding, x, weight, module.padding_idx, None, 2.0, module.scale_grad_by_freq)
+        out.meta = {**node.meta}
+        return out
+
+    def _as_function(self, node: fx.Node, weight: fx.Node) -> fx.Node:
         """What a module computes, with another weight."""
-        node = operands.node
         [operands] = contractions_of_node(self.gm, node)  # what it reads may have been rewritten since it was found
         module: Any = self.gm.get_submodule(str(node.target))
         with self.make.before(node):

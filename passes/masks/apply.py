@@ -73,11 +73,17 @@ def note_trust(trust: Tensor, weight: Tensor, mask: Tensor) -> None:
     trust[0], trust[1], trust[2] = weight._version, weight.data_ptr(), mask._version
 
 
+def looks_masked(trust: Tensor, x: Tensor) -> bool:
+    """Whether a sample of the masked elements of a weight's gradient is zero; False where nothing was noted of the weight."""
+    version, _, _, first = trust[: _HEAD + 1].tolist()
+    return version >= 0 and (first < 0 or not bool(x.take(trust[_HEAD:]).any()))
+
+
 def _is_clean(weight: Tensor, mask: Tensor, trust: Tensor) -> bool:
-    version, pointer, mask_version, first = trust[: _HEAD + 1].tolist()
-    if version < 0 or type(weight) is not nn.Parameter or type(mask) is not Tensor or weight.device.type != "cpu":
+    if type(weight) is not nn.Parameter or type(mask) is not Tensor or type(trust) is not Tensor or weight.device.type != "cpu":
         return False
-    if version != weight._version or pointer != weight.data_ptr() or mask_version != mask._version:
+    version, pointer, mask_version, first = trust[: _HEAD + 1].tolist()
+    if version < 0 or version != weight._version or pointer != weight.data_ptr() or mask_version != mask._version:
         return False
     return first < 0 or not bool(weight.detach().take(trust[_HEAD:]).any())
 

@@ -261,6 +261,24 @@ def test_masked_weights_get_no_gradient_but_on_growing_steps() -> None:
             assert not bool(grad[~mask].any()), "after the step it is masked again"
 
 
+@pytest.mark.parametrize("what", ["noise", "centring"])
+def test_gradients_that_a_user_changes_revive_nothing(what: str) -> None:
+    compiled, shape = make("mlp", fxs.RigL(sparsity=0.7, end=100, interval=5))
+    optimizer = adamw(compiled)
+    compiled.attach(optimizer)
+    for x, y in batches(shape, 9):
+        optimizer.zero_grad()
+        F.cross_entropy(compiled(x), y).backward()
+        for parameter in compiled.parameters():
+            assert parameter.grad is not None
+            if what == "noise":
+                parameter.grad.add_(torch.randn_like(parameter))
+            elif parameter.dim() > 1:
+                parameter.grad.sub_(parameter.grad.mean(1, keepdim=True))
+        optimizer.step()
+        require_exact(compiled, optimizer)
+
+
 @pytest.mark.parametrize("write", ["in place", "data", "load"])
 def test_weights_that_a_user_writes_are_masked(write: str) -> None:
     compiled, shape = make("mlp", fxs.StaticMask(sparsity=0.7))
