@@ -40,6 +40,7 @@ class _Binding:
 
     Attributes:
         watched: weights that something else than their masked form may read.
+        closed: whether this step computes its gradients itself, in a closure.
         versions: of each weight that was clean after the last step. taken: dense gradients that the optimizer must not see.
     """
 
@@ -47,6 +48,7 @@ class _Binding:
         self.optimizer = optimizer
         self.sites = list(sites)
         self.watched = watched
+        self.closed = False
         self.versions: dict[str, int] = {}
         self.taken: dict[str, Tensor] = {}
         self.handles: list[Any] = []
@@ -154,26 +156,31 @@ class MaskMachine:
     def _before_step(self, binding: _Binding, arguments: tuple[Any, ...]) -> None:
         optimizer = binding.optimizer
         binding.taken.clear()
+        binding.closed = any(callable(argument) for argument in arguments)
         for name in binding.sites:
             weight, regime = self._weight(name), self._regime(name)
             if local(weight)._version != binding.versions.get(name):
                 binding.versions.pop(name, None)
-            if weight.grad is None or regime.spec.refresh or (regime.spec.keeps_state and bool(regime.growing)):
+            growing = bool(regime.growing)
+            if regime.spec.refresh or (growing and (regime.spec.keeps_state or self._keeps_gradients(optimizer, weight))):
                 continue
-            if not bool(regime.growing):
-                self._mask_gradient(binding, name, local(weight.grad))
-                continue
-            group = group_of(optimizer, weight) or {}
-            if keeps_gradients(optimizer, group, weight):
-                continue
-            if any(callable(argument) for argument in arguments):
+            if growing and binding.closed:
                 raise PolicyError(
                     f"{type(optimizer).__name__}.step was given a closure: the gradients by which {regime.spec.technique} grows are made "
                     "inside the step and cannot be read; compute them before the step"
                 )
+            if weight.grad is None or binding.closed:
+                continue
             gradient = local(weight.grad)
-            binding.taken[name] = gradient.clone()
-            mask_(gradient, local(self._mask(name)))
+            if growing:
+                binding.taken[name] = gradient.clone()
+                mask_(gradient, local(self._mask(name)))
+            else:
+                self._mask_gradient(binding, name, gradient)
+
+    @staticmethod
+    def _keeps_gradients(optimizer: Optimizer, weight: Tensor) -> bool:
+        return keeps_gradients(optimizer, group_of(optimizer, weight) or {}, weight)
 
     def _mask_gradient(self, binding: _Binding, name: str, gradient: Tensor) -> None:
         """Masks a gradient that was masked already, where others than the graph may have added to it: noise, centring, tied uses."""
@@ -214,8 +221,8 @@ class MaskMachine:
             return False
         if regime.spec.keeps_state:
             return True  # the momentum of masked elements moves them
-        if name in binding.watched:
-            return True
+        if name in binding.watched or binding.closed:
+            return True  # what a closure makes of the gradients is not seen
         turn = (int(regime.steps) + binding.sites.index(name)) % _ROUND == 0
         return turn or name not in binding.versions or not works_by_element(binding.optimizer) or bool(regime.growing)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -75,8 +75,12 @@ class RunReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         names = ("model", "convention", "batch_size", "steps", "dense_steps", "training_multiplier", "total_flops")
-        sites = [{**site.__dict__, "grad_weight_density": site.grad_weight_density} for site in self.sites]
-        return {**{name: getattr(self, name) for name in names}, "macs": dict(self.macs), "dense_macs": dict(self.dense_macs), "sites": sites}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "macs": dict(self.macs),
+            "dense_macs": dict(self.dense_macs),
+            "sites": [{**asdict(site), "grad_weight_density": site.grad_weight_density} for site in self.sites],
+        }
 
     def __str__(self) -> str:
         table = Table(box=None, pad_edge=False)
@@ -85,8 +89,8 @@ class RunReport:
         for site in self.sites:
             table.add_row(site.site, f"{site.density:.4f}", f"{site.grad_weight_density:.4f}")
         return (
-            f"{self.model}: {self.steps} steps of {self.batch_size} samples, {self.dense_steps} of them with a dense gradient, "
-            f"convention {self.convention!r}: {quantity(self.total_flops, 'FLOP')}, {self.training_multiplier:.3f}x a dense run\n{render(table)}"
+            f"{self.model}: {self.steps} steps of {self.batch_size} samples, {self.dense_steps} of them with a dense gradient, convention "
+            f"{self.convention!r}: {quantity(self.total_flops, 'FLOP')}, {self.training_multiplier:.3f}x a dense run\n{render(table)}"
         )
 
 

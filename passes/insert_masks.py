@@ -117,6 +117,10 @@ class _Rewriter:
             rewired |= {user.name for user in out.users}
             removed.append(node.name)
             self.gm.graph.erase_node(node)
+        for read in reads:
+            if not read.users:
+                removed.append(read.name)
+                self.gm.graph.erase_node(read)
         masked.update_arg(_MAY_WRITE, all(_makes_new_gradient(user) for user in masked.users))
         return Change(
             site=spec.site,
