@@ -100,7 +100,8 @@ def run_report(model: CompiledModel, *, convention: str = "exact", batch_size: i
     if not sites:
         raise CostError("no masked weight of this model has seen a step: attach an optimizer and train, then ask for the run")
     cost = cost_of(model, convention=convention, batch_size=batch_size)
-    macs, dense = dict.fromkeys(PASSES, 0.0), dict.fromkeys(PASSES, 0.0)
+    macs: dict[str, float] = dict.fromkeys(PASSES, 0.0)
+    dense: dict[str, float] = dict.fromkeys(PASSES, 0.0)
     for node in cost.nodes:
         site = sites.get(node.site)
         for which in PASSES:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -185,12 +186,9 @@ def loading(rank: int, folder: Path) -> None:
 
 
 def expect(text: str, call: Any) -> None:
-    try:
+    with pytest.raises(fxs.PolicyError) as caught:
         call()
-    except fxs.PolicyError as error:
-        assert text in str(error), str(error)
-    else:
-        raise AssertionError(f"nothing was raised that says {text!r}")
+    assert text in str(caught.value), str(caught.value)
 
 
 JOBS: dict[str, Any] = {

@@ -31,7 +31,8 @@ def test_sparsity_rises_by_the_cube() -> None:
 @given(st.floats(0, 0.99), st.floats(0, 0.99), st.integers(0, 20), st.integers(1, 20), st.integers(1, 7))
 def test_sparsity_only_rises_and_stays_between_its_ends(a: float, b: float, first: int, length: int, interval: int) -> None:
     low, high = sorted((a, b))
-    rise = CubicPruning(initial=low, final=high, begin=first * interval, end=(first + length) * interval, interval=interval, to_the_end=True)
+    end = (first + length) * interval
+    rise = CubicPruning(initial=low, final=high, begin=first * interval, end=end, interval=interval, to_the_end=True)
     seen = [s for step in range(1, (first + length) * interval + 1) if (s := rise.sparsity(step)) is not None]
     assert seen == sorted(seen)
     assert seen[-1] == high
@@ -79,7 +80,7 @@ def test_n_of_every_m_along_the_input_axis(shape: tuple[int, ...], n: int, m: in
     assert all(torch.equal(mask, masks[0]) for mask in masks)
     for index in torch.cartesian_prod(*(torch.arange(size) for i, size in enumerate(shape) if i != 1)).tolist():
         index = [index] if isinstance(index, int) else index
-        lane = tuple([index[0], slice(None), *index[1:]])
+        lane = (index[0], slice(None), *index[1:])
         for start in range(0, shape[1], m):
             values, kept = weight[lane][start : start + m].abs(), masks[0][lane][start : start + m]
             order = sorted(range(m), key=lambda i: (-float(values[i]), i))[:n]
