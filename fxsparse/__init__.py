@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from .compiler import compile
     from .cost_comparison import CostComparison
     from .cost_report import CostReport
+    from .criterion import Criterion, Weight
     from .estimator import estimate
+    from .mask_techniques import GMP, NM, SET, GraNet, RigL, StaticMask
     from .policy import Policy
     from .preset_policies import presets
+    from .recalibrate import recalibrate_batch_norm
     from .report import Report
+    from .run_report import RunReport
     from .techniques import SWAT
 
 try:
@@ -44,10 +48,18 @@ _HOMES = {
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
+    "RunReport": "run_report",
     "SWAT": "techniques",
+    **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
+    "Criterion": "criterion",
+    "Weight": "criterion",
+    "recalibrate_batch_norm": "recalibrate",
 }
 
 __all__ = [
+    "GMP",
+    "NM",
+    "SET",
     "SWAT",
     "Accelerator",
     "CheckReport",
@@ -55,21 +67,28 @@ __all__ = [
     "CostComparison",
     "CostError",
     "CostReport",
+    "Criterion",
     "ExportError",
     "FxSparseError",
+    "GraNet",
     "NumericalError",
     "PassError",
     "Policy",
     "PolicyError",
     "Report",
+    "RigL",
+    "RunReport",
+    "StaticMask",
     "TraceError",
     "VerificationError",
+    "Weight",
     "__version__",
     "accelerators",
     "check",
     "compile",
     "estimate",
     "presets",
+    "recalibrate_batch_norm",
 ]
 
 

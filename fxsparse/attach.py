@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from fxsparse.passes.distributions import kept
 from fxsparse.passes.state import SiteState
 
 from .errors import PolicyError
+from .optimizer_state import momentum_of
 
 if TYPE_CHECKING:
     from .compiled_model import CompiledModel
@@ -20,25 +22,29 @@ _SATURATION = 0.99
 class Attachment:
     """The tie between a compiled model and an optimizer. ``remove()`` cuts it."""
 
-    def __init__(self, model: CompiledModel, handle: Any) -> None:
+    def __init__(self, model: CompiledModel, handle: Any, remove_masks: Callable[[], None] | None = None) -> None:
         self._model = model
         self._handle = handle
+        self._remove_masks = remove_masks
 
     def remove(self) -> None:
         """Schedules no longer advance with the optimizer."""
         if self._handle is not None:
             self._handle.remove()
+            if self._remove_masks is not None:
+                self._remove_masks()
             self._model.__dict__["_attached"] -= 1
             self._handle = None
 
 
-def attach(model: CompiledModel, optimizer: torch.optim.Optimizer) -> Attachment:
-    """Registers a hook after the optimizer's steps; see ``CompiledModel.attach``."""
+def attach(model: CompiledModel, optimizer: torch.optim.Optimizer, *, compare_ranks: bool = True) -> Attachment:
+    """Registers hooks around the optimizer's steps; see ``CompiledModel.attach``."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PolicyError(f"attach takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    sites = [name for name, spec in model.plan.items() if spec.follows_momentum]
+    sites = [name for name, spec in model.swat.items() if spec.follows_momentum]
     if sites:
         _require_momentum(model, optimizer, sites)
+    remove_masks = model.machine().attach(optimizer, compare_ranks=compare_ranks) if model.masks else None
 
     def after_step(stepped: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if sites:
@@ -46,7 +52,7 @@ def attach(model: CompiledModel, optimizer: torch.optim.Optimizer) -> Attachment
 
     handle = optimizer.register_step_post_hook(after_step)
     model.__dict__["_attached"] += 1
-    return Attachment(model, handle)
+    return Attachment(model, handle, remove_masks)
 
 
 def _require_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sites: list[str]) -> None:
@@ -62,17 +68,6 @@ def _require_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, si
             )
 
 
-def momentum_of(state: dict[str, Any]) -> torch.Tensor | None:
-    """A parameter's momentum: SGD's buffer, or Adam's first moment over the root of its second; None before the first step."""
-    buffer = state.get("momentum_buffer")
-    if isinstance(buffer, torch.Tensor):
-        return buffer
-    first, second = state.get("exp_avg"), state.get("exp_avg_sq")
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return first / (second.sqrt() + 1e-8)
-    return None
-
-
 @torch.no_grad()
 def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sites: list[str]) -> None:
     """Moves density to the layers whose kept weights have the largest mean momentum. Source: Raihan & Aamodt 2020, SWAT-M.
@@ -80,7 +75,7 @@ def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sit
     A layer that was not used or not stepped so far keeps the density that it has.
     """
     means, sizes = {}, {}
-    budget = sum(model.plan[name].weight_kept for name in sites)
+    budget = sum(model.swat[name].weight_kept for name in sites)
     for name in sites:
         weight, state = model.get_parameter(name), _state(model, name)
         kept_of_it = optimizer.state.get(weight, {})
@@ -101,7 +96,7 @@ def _follow_momentum(model: CompiledModel, optimizer: torch.optim.Optimizer, sit
     for name, count in momentum_counts(means, sizes, budget).items():
         state = _state(model, name)
         state.get_buffer("weight_density").fill_(count / sizes[name])
-        if model.plan[name].sparsifies_activation and model.plan[name].activation_follows_weight:
+        if model.swat[name].sparsifies_activation and model.swat[name].activation_follows_weight:
             state.get_buffer("activation_density").fill_(count / sizes[name])
 
 

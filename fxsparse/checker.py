@@ -71,7 +71,9 @@ def check(
     arguments = (args, dict(example_kwargs or {}))
     with _restored_randomness():
         expected = _run(copy.deepcopy(model), arguments, train)
-        found = _run(copy.deepcopy(compiled), arguments, train)
+        own = copy.deepcopy(compiled)
+        own.needs_no_attachment()
+        found = _run(own, arguments, train)
     return compare(expected, found)
 
 

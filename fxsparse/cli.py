@@ -103,23 +103,27 @@ def root(
 @app.command()
 def demo(
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training.", show_default="30")] = None,
+    technique: Annotated[str, typer.Option(help="What is compared: swat, or granet (and static masks, SET, RigL).")] = "swat",
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage.", show_default="32")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the first on.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A narrow network and few epochs: shows that it runs, not how well.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results there, too.")] = None,
 ) -> None:
-    """Train a small residual network on scikit-learn's digits, dense and three ways sparse, and compare."""
+    """Train a small residual network on scikit-learn's digits, dense and sparse in several ways, and compare."""
     from rich.console import Console
 
     from .demo import demo_table, run_demo
     from .digits import Recipe
 
     _require_folder(json_path)
-    width, standard = (QUICK_WIDTH, QUICK_EPOCHS) if quick else (Recipe.width, Recipe.epochs)
-    results = run_demo(Recipe(width=width, epochs=standard if epochs is None else epochs), range(seed, seed + seeds))
+    usual_width, usual_epochs = (QUICK_WIDTH, QUICK_EPOCHS) if quick else (Recipe.width, Recipe.epochs)
+    recipe = Recipe(width=usual_width if width is None else width, epochs=usual_epochs if epochs is None else epochs)
+    results = run_demo(recipe, range(seed, seed + seeds), technique=technique)
     _print_table(demo_table(results))
+    rule = "'rigl', training with the densities that the run had" if technique == "granet" else "'swat'"
     Console(soft_wrap=True).print(
-        "Kept: measured, over all elements of all contractions. FLOPs: of the contractions, counted by the rule named 'swat'."
+        f"Kept: measured, over all elements of all contractions. FLOPs: of the contractions, counted by the rule named {rule}."
     )
     if json_path is not None:
         json_path.write_text(json.dumps([row.to_dict() for row in results], indent=2) + "\n")

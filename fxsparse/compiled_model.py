@@ -11,17 +11,22 @@ from torch import fx, nn
 
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.capture.graph_forward import GraphForward
+from fxsparse.passes.masks.specs import MaskSpec
+from fxsparse.passes.masks.state import RegimeState
 from fxsparse.passes.ops.score import score, split_groups
 from fxsparse.passes.sites import Site
-from fxsparse.passes.specs import SwatSpec
+from fxsparse.passes.specs import CombinedSpec, SwatSpec
 from fxsparse.passes.state import STATE, AddedState
 
 from .attach import Attachment, attach
 from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
+from .mask_machine import MaskMachine
 from .policy import Policy
+from .ranks import whole
 from .report import Report
+from .run_report import RunReport, run_report
 
 
 class CompiledModel(nn.Module):
@@ -35,6 +40,8 @@ class CompiledModel(nn.Module):
     _root: nn.Module
     _forwards: dict[str, GraphForward]
     _specs: dict[str, SwatSpec]
+    _masks: dict[str, MaskSpec]
+    _machine: MaskMachine | None
     _sites: dict[str, Site]
     _policy: Policy
     _report: Report
@@ -50,6 +57,7 @@ class CompiledModel(nn.Module):
         *,
         policy: Policy,
         specs: Mapping[str, SwatSpec],
+        masks: Mapping[str, MaskSpec],
         sites: Mapping[str, Site],
         report: Report,
         example_batch: int = 1,
@@ -60,6 +68,9 @@ class CompiledModel(nn.Module):
         own["_root"] = root
         own["_forwards"] = forwards
         own["_specs"] = dict(specs)
+        own["_masks"] = dict(masks)
+        own["_machine"] = None
+        own["_waits"] = any(regime.spec.moves for regime in getattr(state, "regimes", ()))
         own["_sites"] = dict(sites)
         own["_policy"] = policy
         own["_report"] = report
@@ -72,10 +83,14 @@ class CompiledModel(nn.Module):
         own["_modules"] = {**root._modules, STATE: state}
         own["training"] = root.training
         # DistributedDataParallel broadcasts buffers over the devices' own network, which host buffers are not on.
-        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in state.host_buffer_names()]
+        # Masks are the same on all ranks by how they are made, which attach() checks.
+        here = [*state.host_buffer_names(), *(f"sites.{name}.mask" for name in masks)]
+        own["_ddp_params_and_buffers_to_ignore"] = [f"{STATE}.{name}" for name in here]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         live = self.training and torch.is_grad_enabled()
+        if live and self._waits:
+            raise FxSparseError(self._what_it_waits_for())
         if self._specs:
             if live and self.needs_attach and not self._attached:
                 raise FxSparseError(
@@ -93,9 +108,27 @@ class CompiledModel(nn.Module):
         return MappingProxyType({path: forward.current() for path, forward in self._forwards.items()})
 
     @property
-    def plan(self) -> Mapping[str, SwatSpec]:
+    def plan(self) -> Mapping[str, SwatSpec | MaskSpec | CombinedSpec]:
         """The spec of each rewritten site."""
+        plan: dict[str, SwatSpec | MaskSpec | CombinedSpec] = {**self._masks, **self._specs}
+        for name in self._masks.keys() & self._specs.keys():
+            plan[name] = CombinedSpec(site=name, specs=(self._masks[name], self._specs[name]))
+        return MappingProxyType(plan)
+
+    @property
+    def swat(self) -> Mapping[str, SwatSpec]:
+        """The spec of each site that SWAT rewrote."""
         return MappingProxyType(self._specs)
+
+    @property
+    def masks(self) -> Mapping[str, MaskSpec]:
+        """The spec of each weight that is masked."""
+        return MappingProxyType(self._masks)
+
+    @property
+    def regimes(self) -> tuple[RegimeState, ...]:
+        """How masks move and how far they are: one for each mask technique of the policy."""
+        return tuple(getattr(self.fxsparse, "regimes", ()))
 
     @property
     def policy(self) -> Policy:
@@ -124,7 +157,7 @@ class CompiledModel(nn.Module):
     def sparsity(self) -> dict[str, dict[str, Any]]:
         """For each site the density of its weight and of its activations: target, actual, and the counts behind it.
 
-        Weights are counted now, under the threshold in use. Activations were counted when their threshold was last
+        Weights are counted now, under the threshold or mask in use. Activations were counted when their threshold was last
         selected, over all calls of the site; None if that has not happened yet. Shared weights are counted once.
         """
         parameters = dict(self._root.named_parameters(remove_duplicate=False))
@@ -133,6 +166,11 @@ class CompiledModel(nn.Module):
     def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
         spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
         kept, target = weight.numel(), 1.0
+        mask = self._masks.get(site.name)
+        if mask is not None and state is not None:
+            regime = self.regimes[mask.regime]
+            target = int(regime.kept[regime.spec.sites.index(site.name)]) / weight.numel()
+            kept = int(whole(state.get_buffer("mask").sum()))
         activation: dict[str, Any] = {"target": 1.0, "actual": 1.0, "kept": None, "total": None}
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
@@ -171,6 +209,14 @@ class CompiledModel(nn.Module):
         """
         return cost_of(self, accelerator, convention=convention, batch_size=batch_size, density=density)
 
+    def run_report(self, convention: str = "exact", batch_size: int | None = None) -> RunReport:
+        """What the steps so far have multiplied, from the densities that masks had in each of them, dense gradients counted.
+
+        Raises:
+            CostError: there is no masked weight, or it has seen no step.
+        """
+        return run_report(self, convention=convention, batch_size=batch_size)
+
     @property
     def example_batch(self) -> int:
         """The batch size of the example inputs; 1 if there were none."""
@@ -190,15 +236,44 @@ class CompiledModel(nn.Module):
     @property
     def needs_attach(self) -> bool:
         """Whether a technique reads the optimizer."""
-        return any(spec.follows_momentum for spec in self._specs.values())
+        return any(spec.follows_momentum for spec in self._specs.values()) or any(regime.spec.moves for regime in self.regimes)
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> Attachment:
+    def attach(self, optimizer: torch.optim.Optimizer, *, compare_ranks: bool = True) -> Attachment:
         """Lets schedules advance after each step of ``optimizer``. Returns a handle with ``remove()``.
 
+        Several optimizers, each with some of the weights, are attached one by one; a schedule then advances when all of them have
+        made a step. A step that GradScaler skips is none.
+
+        Args:
+            compare_ranks: where torch.distributed runs, compare the masks of all processes now and after every change of them.
+
         Raises:
-            PolicyError: a technique needs something of the optimizer that it does not have, or does not train a site's weight.
+            PolicyError: a technique needs something of the optimizer that it does not have, it does not train a site's weight, its state
+                cannot be masked, or a masked weight has an optimizer already.
         """
-        return attach(self, optimizer)
+        return attach(self, optimizer, compare_ranks=compare_ranks)
+
+    def needs_no_attachment(self) -> None:
+        """Lets this copy compute in train mode without an optimizer; masks and densities then stay as they are."""
+        self.__dict__["_waits"] = False
+        self.__dict__["_attached"] += 1
+
+    def machine(self) -> MaskMachine:
+        """What moves the masks; made when the first optimizer is attached."""
+        if self._machine is None:
+            self.__dict__["_machine"] = MaskMachine(self)
+        assert self._machine is not None
+        return self._machine
+
+    def _what_it_waits_for(self) -> str:
+        attached = self._machine.attached if self._machine is not None else set()
+        missing = [name for name, spec in self._masks.items() if self.regimes[spec.regime].spec.moves and name not in attached]
+        titles = " and ".join(dict.fromkeys(self._masks[name].technique for name in missing))
+        which = f"the optimizer of {missing[0]!r}" if attached else "the optimizer"
+        return (
+            f"{titles} changes masks after optimizer steps: call compiled.attach(optimizer) with {which} before training "
+            "(and again on a copy, or after loading one)"
+        )
 
     def train(self, mode: bool = True) -> CompiledModel:
         super().train(mode)
@@ -212,6 +287,11 @@ class CompiledModel(nn.Module):
         for forward in self._forwards.values():
             forward.rebuild()
         self.__dict__["_attached"] = False
+        self.__dict__["_waits"] = any(regime.spec.moves for regime in self.regimes)
+        self.fxsparse.forget_trust()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_machine": None}
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,11 +16,13 @@ from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
 from fxsparse.passes.label import label_sites
+from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
-from fxsparse.passes.state import STATE, AddedState, sites_state
+from fxsparse.passes.state import STATE, AddedState, add_masks, sites_state
 from fxsparse.passes.verify import verify
 
 from .compiled_model import CompiledModel
@@ -85,9 +87,10 @@ def compile(
     weights = dict(captured.root.named_parameters(remove_duplicate=False))
     plan = resolve(policy, sites, order, weights)
     state = sites_state(plan.specs, _threshold_shapes(plan.specs, sites), weights)
+    add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
+    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     rewritten = {change.graph for result in results for change in result.changes}
@@ -100,7 +103,8 @@ def compile(
         captured.forwards,
         state,
         policy=policy,
-        specs=_applied(plan.specs, results),
+        specs=_applied(plan.specs, "insert_swat", results),
+        masks=_applied(plan.masks.specs, "insert_masks", results),
         sites=sites,
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
@@ -114,6 +118,7 @@ def compile(
 class Rewriter:
     """Everything that is done to a graph after its capture; kept by the compiled model for calls of another form."""
 
+    masks: dict[str, MaskSpec]
     specs: dict[str, SwatSpec]
     names: dict[str, str]
     slots: dict[str, dict[tuple[str, int], int]]
@@ -133,7 +138,8 @@ class Rewriter:
         gm.__dict__[STATE] = self.state
         results = []
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
-        inserted: list[GraphPass] = [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
+        inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
+        inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
             if self.check_graphs:
@@ -193,27 +199,34 @@ def _threshold_shapes(specs: Mapping[str, SwatSpec], sites: Mapping[str, Site]) 
     return shapes
 
 
-def _applied(specs: Mapping[str, SwatSpec], results: list[PassResult]) -> dict[str, SwatSpec]:
-    changed = {change.site for result in results for change in result.changes}
+_Spec = TypeVar("_Spec", SwatSpec, MaskSpec)
+
+
+def _applied(specs: Mapping[str, _Spec], made_by: str, results: list[PassResult]) -> dict[str, _Spec]:
+    """The specs that a pass has carried out somewhere."""
+    changed = {change.site for result in results if result.name == made_by for change in result.changes}
     return {name: spec for name, spec in specs.items() if name in changed}
 
 
 def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str, Site], results: list[PassResult]) -> Report:
     changes: tuple[Change, ...] = tuple(change for result in results for change in result.changes)
     skips: tuple[Skip, ...] = (*plan.skips, *(skip for result in results for skip in result.skips))
-    applied = _applied(plan.specs, results)
+    swat = _applied(plan.specs, "insert_swat", results)
+    masks = _applied(plan.masks.specs, "insert_masks", results)
     rows = []
     for name, site in sites.items():
-        spec = applied.get(name)
+        spec, mask = swat.get(name), masks.get(name)
+        titles = [f"{mask.technique} ({mask.structure.name})"] if mask else []
+        titles += [f"SWAT ({spec.distribution}, {spec.structure})"] if spec else []
         rows.append(
             SiteRow(
                 site=name,
                 operator=site.operator,
                 shape=site.shape,
-                technique=f"SWAT ({spec.distribution}, {spec.structure})" if spec else "",
-                weight_density=spec.weight_density if spec else 1.0,
+                technique=" + ".join(titles),
+                weight_density=mask.weight_density if mask else spec.weight_density if spec else 1.0,
                 activation_density=spec.activation_density if spec else 1.0,
-                backend="reference" if spec else "PyTorch",
+                backend="reference" if titles else "PyTorch",
                 calls=len({(call.graph, call.index) for call in site.calls}),
             )
         )

@@ -1,4 +1,4 @@
-"""The demo: one network trained dense and under three policies, by one recipe, and what each of them kept and saved."""
+"""The demo: one network trained dense and under several policies, by one recipe, and what each of them kept and saved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .compiled_model import CompiledModel
-from .digits import Digits, Recipe, accuracy, load_digits, train
+from .digits import Digits, Recipe, accuracy, load_digits, optimizer_steps, train
 from .errors import FxSparseError
+from .mask_techniques import SET, GraNet, RigL, StaticMask
+from .techniques import Technique, closest
 
 METHODS: dict[str, str | None] = {
     "dense": None,
@@ -24,6 +26,37 @@ METHODS: dict[str, str | None] = {
 }
 
 
+TECHNIQUES = ("swat", "granet")
+
+
+def methods_of(technique: str, steps: int) -> dict[str, str | Technique | None]:
+    """What a demo compares, by the names in its table: policies of SWAT, or of masks that move within so many optimizer steps.
+
+    Raises: FxSparseError for an unknown technique.
+    """
+    if technique == "swat":
+        return dict(METHODS)
+    if technique != "granet":
+        known = ", ".join(map(repr, TECHNIQUES))
+        raise FxSparseError(f"there is no demo of {technique!r}{closest(technique, TECHNIQUES)}; expected one of {known}")
+    interval = max(1, min(10, steps // 8))
+    pruned, moved = max(2 * interval, int(0.6 * steps)), max(2 * interval, int(0.75 * steps))
+    total = max(steps, pruned)
+
+    def granet(sparsity: float) -> Technique:
+        return GraNet(initial_sparsity=0.5, final_sparsity=sparsity, begin=0, end=pruned, total_steps=total, interval=interval)
+
+    return {
+        "dense": None,
+        "static 90 %": StaticMask(sparsity=0.9),
+        "GraNet 90 %": granet(0.9),
+        "static 95 %": StaticMask(sparsity=0.95),
+        "SET 95 %": SET(sparsity=0.95, end=moved, interval=interval),
+        "RigL 95 %": RigL(sparsity=0.95, end=moved, interval=interval),
+        "GraNet 95 %": granet(0.95),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
     """What one method gave, over all seeds: fractions of 1.
@@ -31,7 +64,8 @@ class DemoResult:
     Attributes:
         accuracies: on the test set, one for each seed.
         weight_density, activation_density: measured, kept over all elements of all contractions, mean over seeds.
-        training_reduction, inference_reduction: fraction of FLOPs saved against dense, counted by the rule named "swat".
+        training_reduction, inference_reduction: fraction of FLOPs saved against dense, counted by the rule named "swat", or for
+            masks by the rule named "rigl" with the densities that the last run had.
         seconds: wall time of all seeds.
     """
 
@@ -60,16 +94,25 @@ class DemoResult:
 
 
 def run_demo(
-    recipe: Recipe | None = None, seeds: Sequence[int] = (0,), *, data: Digits | None = None, console: Console | None = None
+    recipe: Recipe | None = None,
+    seeds: Sequence[int] = (0,),
+    *,
+    technique: str = "swat",
+    data: Digits | None = None,
+    console: Console | None = None,
 ) -> list[DemoResult]:
-    """One result for each method of METHODS, dense first. Progress bars go to ``console`` (standard error by default).
+    """One result for each method, dense first. Progress bars go to ``console`` (standard error by default).
+
+    Args:
+        technique: what is compared with dense: "swat" or "granet".
 
     Raises:
-        FxSparseError: scikit-learn is not installed, or there is no seed.
+        FxSparseError: scikit-learn is not installed, there is no seed, or no such technique.
     """
     if not seeds:
         raise FxSparseError("there is no seed to train with; give at least one")
     recipe, data = recipe or Recipe(), data or load_digits()
+    methods = methods_of(technique, optimizer_steps(data, recipe))
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
@@ -79,9 +122,9 @@ def run_demo(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console or Console(stderr=True)) as progress:
-        tasks = {name: progress.add_task(name, total=recipe.epochs * len(seeds), loss="-", start=False) for name in METHODS}
+        tasks = {name: progress.add_task(name, total=recipe.epochs * len(seeds), loss="-", start=False) for name in methods}
         results = []
-        for name, policy in METHODS.items():
+        for name, policy in methods.items():
             progress.start_task(tasks[name])
 
             def after_epoch(loss: float, task: Any = tasks[name]) -> None:
@@ -92,7 +135,7 @@ def run_demo(
 
 
 def _result(
-    name: str, policy: str | None, data: Digits, recipe: Recipe, seeds: Sequence[int], after_epoch: Callable[[float], None]
+    name: str, policy: str | Technique | None, data: Digits, recipe: Recipe, seeds: Sequence[int], after_epoch: Callable[[float], None]
 ) -> DemoResult:
     began = time.perf_counter()
     accuracies, weights, activations = [], [], []
@@ -102,10 +145,12 @@ def _result(
         weight, activation = measured_densities(compiled)
         weights.append(weight)
         activations.append(activation)
-    reduction = compiled.cost(convention="swat").reduction
+    reduction = dict(compiled.cost(convention="rigl" if compiled.masks else "swat").reduction)
+    if compiled.masks:
+        reduction["training"] = 1.0 - compiled.run_report("rigl").training_multiplier
     return DemoResult(
         method=name,
-        policy=policy,
+        policy=policy if policy is None or isinstance(policy, str) else repr(policy),
         accuracies=tuple(accuracies),
         weight_density=statistics.mean(weights),
         activation_density=statistics.mean(activations),

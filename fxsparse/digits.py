@@ -146,6 +146,11 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def optimizer_steps(data: Digits, recipe: Recipe) -> int:
+    """How many optimizer steps a training takes."""
+    return recipe.epochs * (len(data.train_labels) // min(recipe.batch_size, len(data.train_labels)))
+
+
 @one_thread()
 def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Callable[[float], None] = lambda loss: None) -> CompiledModel:
     """A trained network. The seed decides its first weights, the order of the images and their shifts; no other random state changes.

@@ -18,6 +18,8 @@ from fxsparse.cost_model.operands import DENSE, OperandSparsity
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.workload import Contraction
 from fxsparse.cost_model.workloads import contractions_of
+from fxsparse.passes.masks.specs import MaskSpec
+from fxsparse.passes.masks.structures import OfEvery
 from fxsparse.passes.meta import read, write
 from fxsparse.passes.specs import SwatSpec
 
@@ -84,7 +86,8 @@ def cost_of(
     requests, places = [], []
     for index, (entry, workloads) in enumerate(zip(ledger.entries, ledger.workloads(batch), strict=True)):
         for item, workload in zip(entry.items, workloads, strict=True):
-            requests.append(CostRequest(workload=workload, sparsity=_sparsity(workload, densities.get(item.site))))
+            sparsity = _sparsity(workload, densities.get(item.site), model.masks.get(item.site))
+            requests.append(CostRequest(workload=workload, sparsity=sparsity))
             places.append(index)
     dtype, bits = _arithmetic(ledger)
     costs = estimate_all(requests, machine, convention=convention, element_bits=bits, dtype=dtype, device=_device(model))
@@ -162,10 +165,15 @@ def _coverage(nodes: list[NodeCost], requests: list[CostRequest]) -> float:
     return 1.0 - sum(node.unknown_bytes for node in nodes) / whole if whole else 1.0
 
 
-def _sparsity(workload: Any, densities: tuple[float, float] | None) -> OperandSparsity:
+def _sparsity(workload: Any, densities: tuple[float, float] | None, mask: MaskSpec | None = None) -> OperandSparsity:
     if densities is None or isinstance(workload, Pointwise) or densities == (1.0, 1.0):
         return DENSE
-    return OperandSparsity(density_weight=densities[0], density_activation=densities[1])
+    weight, activation = densities
+    if mask is None or activation < weight:
+        return OperandSparsity(density_weight=weight, density_activation=activation)
+    structure = mask.structure
+    pattern = (structure.n, structure.m) if isinstance(structure, OfEvery) else None
+    return OperandSparsity(density_weight=weight, rule="growing" if mask.straight_through else "masked", pattern=pattern)
 
 
 def _arithmetic(ledger: Ledger) -> tuple[str, int]:
@@ -204,7 +212,12 @@ def _densities(model: CompiledModel, kind: str) -> dict[str, tuple[float, float]
     if kind == "measured":
         measured = model.sparsity()
         return {name: (row["weight"]["actual"], _or_target(row["activation"])) for name, row in measured.items()}
-    return {name: _target(model.plan.get(name), model) for name in model.sites}
+    wished = {name: _target(model.swat.get(name), model) for name in model.sites}
+    for regime in model.regimes:
+        for name, kept in zip(regime.spec.sites, regime.kept.tolist(), strict=True):
+            if name in model.masks:
+                wished[name] = (kept / model.masks[name].total, wished[name][1])
+    return wished
 
 
 def _or_target(row: Mapping[str, Any]) -> float:

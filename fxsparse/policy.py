@@ -11,7 +11,10 @@ from typing import Any
 import yaml
 
 from .errors import PolicyError
+from .mask_techniques import MASK_TECHNIQUES
 from .techniques import TECHNIQUES, Technique, closest
+
+_KNOWN = {**TECHNIQUES, **MASK_TECHNIQUES}
 
 
 class Policy:
@@ -88,9 +91,9 @@ def _technique(item: Any, where: str) -> Technique:
     if not isinstance(item, dict) or "technique" not in item:
         raise PolicyError(f"{where}: expected a mapping with a key 'technique', got {item!r}")
     name = item["technique"]
-    if not isinstance(name, str) or name not in TECHNIQUES:
-        raise PolicyError(f"{where}: unknown technique {name!r}{closest(name, TECHNIQUES)}; known: {', '.join(TECHNIQUES)}")
-    kind = TECHNIQUES[name]
+    if not isinstance(name, str) or name not in _KNOWN:
+        raise PolicyError(f"{where}: unknown technique {name!r}{closest(name, _KNOWN)}; known: {', '.join(_KNOWN)}")
+    kind = _KNOWN[name]
     settings = {key: value for key, value in item.items() if key != "technique"}
     known = {field.name: field for field in fields(kind)}
     for key in settings:

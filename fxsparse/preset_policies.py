@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .errors import PolicyError
+from .mask_techniques import NM, GraNet, RigL, StaticMask
 from .policy import Policy
 from .techniques import SWAT, closest
 
@@ -18,7 +19,23 @@ def _swat_presets() -> dict[str, Policy]:
     return made
 
 
-_PRESETS = _swat_presets()
+# The published schedules: GraNet on CIFAR, 160 epochs of 391 steps, pruned over the first 80; RigL on ImageNet, 32000 steps.
+_GRANET_STEPS, _RIGL_END = 160 * 391, 25_000
+
+
+def _mask_presets() -> dict[str, Policy]:
+    made = {}
+    for percent in (80, 90, 95):
+        sparsity = percent / 100
+        granet = GraNet(initial_sparsity=0.5, final_sparsity=sparsity, begin=0, end=_GRANET_STEPS // 2, total_steps=_GRANET_STEPS)
+        made[f"granet-{percent}"] = Policy(granet)
+        made[f"rigl-{percent}"] = Policy(RigL(sparsity=sparsity, end=_RIGL_END))
+        made[f"static-erk-{percent}"] = Policy(StaticMask(sparsity=sparsity))
+    made["nm-2-4"] = Policy(NM(2, 4))
+    return made
+
+
+_PRESETS = {**_swat_presets(), **_mask_presets()}
 
 
 def presets() -> tuple[str, ...]:

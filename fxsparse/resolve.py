@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from types import MappingProxyType
@@ -17,16 +17,19 @@ from fxsparse.passes.sites import Site
 from fxsparse.passes.specs import SwatSpec
 
 from .errors import PolicyError
+from .mask_techniques import MaskTechnique
 from .policy import Policy
+from .resolve_masks import MaskPlan
 from .techniques import SWAT, Technique, closest
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done: an immutable mapping from site to spec, and what the rules left out, with reasons."""
+    """What is to be done: an immutable mapping from site to spec, the masks, and what the rules left out, with reasons."""
 
     specs: Mapping[str, SwatSpec]
     skips: tuple[Skip, ...]
+    masks: MaskPlan = field(default_factory=MaskPlan)
 
 
 def resolve(policy: Policy, sites: Mapping[str, Site], order: Sequence[str], weights: Mapping[str, torch.Tensor]) -> Plan:
@@ -40,24 +43,37 @@ def resolve(policy: Policy, sites: Mapping[str, Site], order: Sequence[str], wei
             because of the state that the model is in.
     """
     specs: dict[str, SwatSpec] = {}
+    masks = MaskPlan()
     skips: list[Skip] = []
-    owners: dict[str, Technique] = {}
+    owners: dict[tuple[str, str], Technique] = {}
     for technique in policy:
         selected = select(technique, sites)
-        if not isinstance(technique, SWAT) or technique.is_neutral:
+        if not isinstance(technique, (SWAT, MaskTechnique)) or technique.is_neutral:
             continue
         for name in selected:
-            if name in owners:
-                raise PolicyError(
-                    f"two techniques want the weight {name!r}: {owners[name]!r} and {technique!r}; "
-                    "exclude it from one of them (exclude=(...,))"
-                )
-            owners[name] = technique
+            for what in _claims(technique):
+                if (name, what) in owners:
+                    raise PolicyError(
+                        f"two techniques want the {what} {name!r}: {owners[name, what]!r} and {technique!r}; "
+                        "exclude it from one of them (exclude=(...,))"
+                    )
+                owners[name, what] = technique
         chosen, left = _usable(technique, selected, sites, order, weights)
-        _refuse_overlaps(technique, [*specs, *chosen], weights)
+        _refuse_overlaps(technique, [*specs, *masks.specs, *chosen], weights)
         skips += left
-        specs.update(_swat_specs(technique, chosen, sites))
-    return Plan(MappingProxyType(specs), tuple(skips))
+        if isinstance(technique, SWAT):
+            specs.update(_swat_specs(technique, chosen, sites))
+        else:
+            skips += masks.add(technique, [name for name in order if name in set(chosen)], sites, weights)
+    return Plan(MappingProxyType(specs), tuple(skips), masks)
+
+
+def _claims(technique: SWAT | MaskTechnique) -> tuple[str, ...]:
+    """What of a site a technique wants for itself: "weight", "activations of"."""
+    if not isinstance(technique, SWAT):
+        return ("weight",)
+    weight = technique.weight_sparsity > 0 or technique.distribution == "momentum"
+    return (*(("weight",) if weight else ()), "activations of")
 
 
 def select(technique: Technique, sites: Mapping[str, Site]) -> list[str]:
@@ -100,7 +116,11 @@ def _no_match(technique: Technique, pattern: str, sites: Mapping[str, Site]) -> 
 
 
 def _usable(
-    technique: SWAT, selected: Sequence[str], sites: Mapping[str, Site], order: Sequence[str], weights: Mapping[str, torch.Tensor]
+    technique: SWAT | MaskTechnique,
+    selected: Sequence[str],
+    sites: Mapping[str, Site],
+    order: Sequence[str],
+    weights: Mapping[str, torch.Tensor],
 ) -> tuple[list[str], list[Skip]]:
     chosen, skips = [], []
     first = next(iter(order), None)
@@ -119,8 +139,8 @@ def _usable(
     return chosen, skips
 
 
-def _reason_to_skip(technique: SWAT, site: Site, *, is_first: bool, weight: torch.Tensor) -> str | None:
-    if technique.dense_first and is_first:
+def _reason_to_skip(technique: SWAT | MaskTechnique, site: Site, *, is_first: bool, weight: torch.Tensor) -> str | None:
+    if isinstance(technique, SWAT) and technique.dense_first and is_first:
         return "first contraction of the model, kept dense (dense_first)"
     if not site.trainable:
         return "frozen: its weight needs no gradient"
@@ -129,7 +149,7 @@ def _reason_to_skip(technique: SWAT, site: Site, *, is_first: bool, weight: torc
     problems = {call.problem for call in site.calls}
     if None not in problems:
         return next(problem for problem in problems if problem is not None)
-    if technique.structure != "element" and any(call.chained for call in site.calls):
+    if isinstance(technique, SWAT) and technique.structure != "element" and any(call.chained for call in site.calls):
         return f"structure {technique.structure!r} needs the weight as it is stored, and it is viewed otherwise before its contraction"
     return None
 
@@ -137,7 +157,7 @@ def _reason_to_skip(technique: SWAT, site: Site, *, is_first: bool, weight: torc
 def _refuse_overlaps(technique: Technique, chosen: Sequence[str], weights: Mapping[str, torch.Tensor]) -> None:
     """Different parameters over the same memory would be sparsified twice."""
     ranges = []
-    for name in chosen:
+    for name in dict.fromkeys(chosen):
         weight = weights[name]
         if weight.numel() and type(weight.data) is torch.Tensor and weight.device.type != "meta":
             span = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True)) + 1

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from .capture.recipes import is_composite
 from .graph import value
+from .masks.apply import apply_mask
 from .recurrent import recurrent
 
 _CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -68,7 +69,7 @@ class Operands:
 
     Attributes:
         operator: "conv", "conv_transpose", "linear", "bilinear", "einsum" or "recurrent".
-        weight: the node that reads the parameter, or the module's own path for a call_module node.
+        weight: the node that reads the parameter (masked or not), or the module's own path for a call_module node.
         chain: view nodes between the parameter and the contraction, in order.
         activation: the node of the activation.
         arguments: the other arguments, by the operator's own names.
@@ -81,6 +82,22 @@ class Operands:
     chain: tuple[fx.Node, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The path of its weight's parameter, from the graph's module."""
+        return self.weight if isinstance(self.weight, str) else path_of(self.weight)
+
+
+def path_of(weight: fx.Node) -> str:
+    """The path of the parameter that a weight's node reads, masked or not."""
+    source: Any = weight.args[0] if is_masked(weight) else weight
+    return str(source.target)
+
+
+def is_masked(node: fx.Node) -> bool:
+    """Whether a node makes a masked weight of a parameter."""
+    return node.target is apply_mask
 
 
 def find_contractions(gm: fx.GraphModule) -> list[Operands]:
@@ -121,12 +138,15 @@ def contractions_of_node(gm: fx.GraphModule, node: fx.Node) -> list[Operands]:
 
 
 def parameter_of(gm: fx.GraphModule, node: Any) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
-    """The get_attr node of the parameter that ``node`` is, or is a view of, and the views in between; None if it is neither."""
+    """The node of the parameter that ``node`` is, or is a view of, and the views in between; None if it is neither.
+
+    A parameter's node is a get_attr, or the masked weight that is made of it.
+    """
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node):
-        if node.op == "get_attr":
+        if node.op == "get_attr" or is_masked(node):
             try:
-                tensor = operator.attrgetter(str(node.target))(gm)
+                tensor = operator.attrgetter(path_of(node))(gm)
             except AttributeError:
                 return None
             return (node, tuple(reversed(chain))) if isinstance(tensor, nn.Parameter) else None

@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from . import meta
 from .base import Change, GraphPass, Skip
-from .contractions import Operands, find_contractions
+from .contractions import Operands, find_contractions, path_of
 from .graph import Recorder, first_real_node, value
 from .ops import OPS
 from .recurrent import swat_recurrent
@@ -82,7 +82,7 @@ class InsertSwat(GraphPass):
         return tuple(outcome)
 
     def _site(self, operands: Operands) -> str | None:
-        target = operands.weight if isinstance(operands.weight, str) else str(operands.weight.target)
+        target = operands.parameter
         site = self.sites.get(f"{self.path}.{target}" if self.path else target)
         return site if site in self.specs else None
 
@@ -173,7 +173,7 @@ class _Rewriter:
             if node.target in _CONTRACTIONS and facts.get("role") == "contraction":
                 counts[facts["site"]] = counts.get(facts["site"], -1) + 1
             elif node.target is OPS.sparsify.default and facts.get("role") == "sparse_weight":
-                self._weights["sparse", str(node.args[0].target)] = node
+                self._weights["sparse", path_of(node.args[0])] = node
         return counts
 
     def contraction(self, operands: Operands, spec: SwatSpec, index: int) -> Change:
@@ -228,7 +228,7 @@ class _Rewriter:
 
     def _dense_weight(self, operands: Operands) -> tuple[fx.Node, str]:
         if isinstance(operands.weight, fx.Node):
-            return operands.weight, str(operands.weight.target)
+            return operands.weight, operands.parameter
         known = self._weights.get(("dense", operands.weight))
         if known is None:
             with self.make.before(operands.node):
@@ -424,7 +424,7 @@ class _Rewriter:
             for operands, spec in weights:
                 index = operands.arguments["index"]
                 assert isinstance(operands.weight, fx.Node)
-                sparse[index] = self._sparse_weight(operands.weight, str(operands.weight.target), spec)
+                sparse[index] = self._sparse_weight(operands.weight, operands.parameter, spec)
                 settings[index] = self._recurrent_activation(spec, slots.get(spec.site, 0))
             wanted = self._gradient_wanted() if any(settings) else False
             args = (*node.args[:2], sparse, *node.args[3:], settings, self._now(), wanted)

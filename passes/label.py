@@ -18,7 +18,7 @@ def label_sites(captured: Capture, names: Mapping[str, str]) -> None:
     """
     for path, _, gm in graphs_in_order(captured):
         for operands in find_contractions(gm):
-            target = operands.weight if isinstance(operands.weight, str) else str(operands.weight.target)
+            target = operands.parameter
             site = names.get(f"{path}.{target}" if path else target)
             if site is not None:
                 meta.write(operands.node, site=site, role="contraction")

@@ -89,7 +89,7 @@ def describe(capture: Capture) -> dict[str, Site]:
         learning = _learning(gm, is_root=path == "")
         counts: dict[str, int] = {}
         for operands in find_contractions(gm):
-            target = operands.weight if isinstance(operands.weight, str) else str(operands.weight.target)
+            target = operands.parameter
             full = _join(path, target)
             known = canonical.get(id(parameters[full])) if full in parameters else (full if target else None)
             name = _join(path, f"{operands.node.name}(computed weight)") if known is None else known

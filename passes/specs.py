@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .masks.specs import MaskSpec
+
 STRUCTURES = ("element", "kernel", "filter")
 GRANULARITIES = ("tensor", "sample", "channel", "sample_channel")
 DISTRIBUTIONS = ("uniform", "er", "erk", "momentum")
@@ -69,3 +71,25 @@ class SwatSpec:
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-able data."""
         return {"technique": "SWAT", **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombinedSpec:
+    """Several techniques on one site: a mask on its weight, and SWAT on its activations."""
+
+    site: str
+    specs: tuple[MaskSpec, SwatSpec]
+
+    @property
+    def weight_density(self) -> float:
+        """The fraction of the weight that is kept at first."""
+        return self.specs[0].weight_density
+
+    @property
+    def activation_density(self) -> float:
+        """The fraction of the activation that grad-weight sees."""
+        return self.specs[1].activation_density
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specs as JSON-able data."""
+        return {"site": self.site, "specs": [spec.to_dict() for spec in self.specs]}

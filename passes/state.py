@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxsparse.errors import PolicyError
+
+from .host_buffers import HostBuffers
+from .masks.apply import empty_trust
+from .masks.specs import MaskSpec, RegimeSpec
+from .masks.start import first_mask
+from .masks.state import RegimeState
 from .specs import SwatSpec
 
 STATE = "fxsparse"
-
-
-class HostBuffers(nn.Module):
-    """A module whose buffers named in ``on_host`` stay on the CPU with their dtype, and whose others stay at least float32."""
-
-    on_host: frozenset[str] = frozenset()
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HostBuffers:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is None or new is None:
-                continue
-            if name in self.on_host:
-                self._buffers[name] = old
-            elif new.dtype != old.dtype and torch.finfo(new.dtype).bits < 32:
-                self._buffers[name] = old.to(new.device)
-        return self
 
 
 class Clock(HostBuffers):
@@ -62,15 +50,20 @@ class Clock(HostBuffers):
 class SiteState(HostBuffers):
     """Thresholds (NaN until first selected) and densities of one weight and its activations.
 
-    Buffers: ``weight_threshold``, ``weight_density``; for the i-th call ``activation_threshold_i``, ``activation_counts_i``
+    Buffers: ``mask`` (bool, of the weight's shape, in place of a threshold) and ``trust`` (see ``masks.apply``);
+    ``weight_threshold``, ``weight_density``; for the i-th call ``activation_threshold_i``, ``activation_counts_i``
     (non-zeros and elements at the last selection); ``activation_density``.
     """
 
-    on_host = frozenset({"weight_density", "activation_density"})
+    on_host = frozenset({"weight_density", "activation_density", "trust"})
 
-    def __init__(self, spec: SwatSpec, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: SwatSpec | None, activation_shapes: Iterable[tuple[int, ...]], device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         dtype = torch.promote_types(dtype, torch.float32)
+        if spec is None:
+            return
         if spec.sparsifies_weight:
             self.register_buffer("weight_threshold", torch.full((), torch.nan, dtype=dtype, device=device))
             self.register_buffer("weight_density", torch.tensor(spec.weight_density, dtype=torch.float64))
@@ -80,14 +73,35 @@ class SiteState(HostBuffers):
                 self.register_buffer(f"activation_threshold_{index}", torch.full(shape, torch.nan, dtype=dtype, device=device))
                 self.register_buffer(f"activation_counts_{index}", torch.zeros(2, dtype=torch.int64, device=device))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found, own = state_dict.get(f"{prefix}mask"), self._buffers.get("mask")
+        if found is not None and own is not None:
+            _require_alike(found, own, prefix.removeprefix(f"{STATE}.sites.").rstrip("."))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _require_alike(found: Any, own: Any, site: str) -> None:
+    """Raises PolicyError if a mask in a checkpoint is divided among other ranks than the model's."""
+    saved, here = (tensor.device_mesh.size() if hasattr(tensor, "device_mesh") else 1 for tensor in (found, own))
+    if saved == here:
+        return
+    was = f"was saved on {saved} ranks, each with its part of it," if saved > 1 else "is whole in the checkpoint"
+    now = f"is divided among {here} ranks here" if here > 1 else "is whole here"
+    raise PolicyError(
+        f"the mask of {site!r} {was} and {now}: a state_dict does not move between numbers of ranks. Save and load it with "
+        "torch.distributed.checkpoint (dcp.save, dcp.load), which does, or with its set_model_state_dict and full_state_dict=True"
+    )
+
 
 class AddedState(nn.Module):
-    """All of it: ``clock``, and under ``sites`` a SiteState at the place that the weight's qualified name says."""
+    """All of it: ``clock``, under ``sites`` a SiteState where the weight's qualified name says, and the ``regimes`` of masks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
         self.sites = nn.Module()
+
+    regimes: nn.ModuleList
 
     def add(self, site: str, state: SiteState) -> None:
         """Puts a site's state at its place."""
@@ -109,6 +123,12 @@ class AddedState(nn.Module):
                 found += [f"{path}.{name}" for name in module._buffers if name in module.on_host]
         return found
 
+    def forget_trust(self) -> None:
+        """Takes back what was noted about weights, on a copy whose weights are others."""
+        for module in self.modules():
+            if isinstance(module, SiteState) and "trust" in module._buffers:
+                module.get_buffer("trust").fill_(-1)
+
     def site(self, name: str) -> SiteState | None:
         """A site's state, None if it has none."""
         holder: Any = self.sites
@@ -124,6 +144,11 @@ def state_target(site: str, buffer: str) -> str:
     return f"{STATE}.sites.{site}.{buffer}"
 
 
+def regime_target(index: int, buffer: str) -> str:
+    """The get_attr target of a regime's buffer."""
+    return f"{STATE}.regimes.{index}.{buffer}"
+
+
 CLOCK_TARGET = f"{STATE}.clock.now"
 
 
@@ -135,3 +160,20 @@ def sites_state(
     for name, spec in specs.items():
         state.add(name, SiteState(spec, shapes.get(name, []), weights[name].device, weights[name].dtype))
     return state
+
+
+def add_masks(state: AddedState, specs: Mapping[str, MaskSpec], regimes: Iterable[RegimeSpec], weights: Mapping[str, torch.Tensor]) -> None:
+    """Adds the masks, as they are at the start, and the regimes that move them."""
+    made, seeds = nn.ModuleList(), []
+    for regime in regimes:
+        seeds.append(regime.seed)
+        made.append(RegimeState(regime, [specs[name].kept for name in regime.sites]))
+    if made:
+        state.add_module("regimes", made)
+    for name, spec in specs.items():
+        site = state.site(name)
+        if site is None:
+            site = SiteState(None, (), weights[name].device, weights[name].dtype)
+            state.add(name, site)
+        site.register_buffer("mask", first_mask(spec, weights[name], seeds[spec.regime]))
+        site.register_buffer("trust", empty_trust(), persistent=False)

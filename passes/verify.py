@@ -16,6 +16,7 @@ from fxsparse.errors import VerificationError
 from . import meta
 from .contractions import parameter_of
 from .insert_swat import pad_if_any
+from .masks.apply import apply_mask
 from .ops import OPS
 
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
@@ -127,19 +128,47 @@ def _threshold_is_state(gm: fx.GraphModule, node: fx.Node) -> str | None:
     return None if measured.target == "detach" else "what it measures is not detached"
 
 
+def _mask_is_the_weights_own(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target is not apply_mask:
+        return None
+    weight, mask, growing, trust = node.args[:4]
+    sources = {"weight": weight, "mask": mask, "growing": growing, "trust": trust}
+    for name, source in sources.items():
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return f"its {name} is {source}, which is read from nowhere"
+    targets = {name: str(source.target) for name, source in sources.items() if isinstance(source, fx.Node)}
+    if not isinstance(weight, fx.Node) or parameter_of(gm, weight) is None:
+        return f"{targets['weight']!r} is no parameter"
+    place = f"{meta.KEY}.sites.{meta.read(node).get('site')}."
+    for name in ("mask", "trust"):
+        if targets[name] != f"{place}{name}":
+            return f"its {name} is {targets[name]!r}, not that of its site, {place}{name!r}"
+    if not (targets["growing"].startswith(f"{meta.KEY}.regimes.") and targets["growing"].endswith(".growing")):
+        return f"{targets['growing']!r} says nothing about growing"
+    shapes = [tuple(operator.attrgetter(targets[name])(gm).shape) for name in ("weight", "mask")]
+    return None if shapes[0] == shapes[1] else f"the weight has the shape {shapes[0]}, the mask {shapes[1]}"
+
+
+def _is_read_masked(gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.op != "get_attr" or not any(user.target is apply_mask and user.args[0] is node for user in node.users):
+        return None
+    others = [user.name for user in node.users if user.target is not apply_mask]
+    return f"{others} read{'s' * (len(others) == 1)} it without its mask" if others else None
+
+
 def _metadata_is_plain(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     facts = meta.read(node)
     try:
         json.dumps(facts)
     except TypeError as error:
         return f"its metadata is not JSON-able: {error}"
-    if _is_ours(node) and not {"site", "role"} <= facts.keys():
+    if (_is_ours(node) or node.target is apply_mask) and not {"site", "role"} <= facts.keys():
         return f"its metadata lacks {sorted({'site', 'role'} - facts.keys())}"
     return None
 
 
 def _is_used(_gm: fx.GraphModule, node: fx.Node) -> str | None:
-    if _is_ours(node) and node.target is not OPS.count_kept.default and not node.users:
+    if (_is_ours(node) or node.target is apply_mask) and node.target is not OPS.count_kept.default and not node.users:
         return "nothing uses it"
     return None
 
@@ -176,6 +205,8 @@ RULES = (
     Rule("a SWAT contraction keeps its own activation", _activation_matches),
     Rule("a threshold is applied to what it was selected on", _threshold_belongs),
     Rule("thresholds are kept in fxsparse's buffers", _threshold_is_state),
+    Rule("a weight is masked by its own mask", _mask_is_the_weights_own),
+    Rule("a masked weight is read masked everywhere", _is_read_masked),
     Rule("metadata is plain and complete", _metadata_is_plain),
     Rule("what fxsparse inserts is used", _is_used),
 )

@@ -6,6 +6,7 @@ from .convolution import swat_convolution
 from .density import count_kept
 from .einsum import swat_einsum
 from .linear import swat_linear
+from .masked_weight import mask_gradient, masked_weight
 from .selection import kept_count, kth_largest, kth_largest_per_slice
 from .sparsify import sparsify
 from .threshold import refresh_threshold
@@ -18,6 +19,8 @@ __all__ = [
     "kept_count",
     "kth_largest",
     "kth_largest_per_slice",
+    "mask_gradient",
+    "masked_weight",
     "refresh_threshold",
     "sparsify",
     "swat_convolution",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import time
+from statistics import median
 
 import pytest
 import torch
@@ -11,28 +12,26 @@ from torchvision.models import get_model
 import fxsparse as fxs
 from fxsparse.calibrate import calibrate
 
-from .timing import interleaved
-
 pytestmark = pytest.mark.benchmark
 
 MODELS = (
     *("resnet50", "mobilenet_v3_large", "mobilenet_v2", "convnext_tiny", "swin_t"),
     *("vit_b_16", "resnext50_32x4d", "efficientnet_b0", "vgg16", "densenet121"),
 )
-BATCH, ROUNDS = 8, 7
+BATCH, SECONDS = 8, 6.0
 
 
-def measured() -> dict[str, float]:
-    """Median seconds of forward and backward of each model; they take turns, so that what drifts drifts for all."""
-    x = torch.rand(BATCH, 3, 224, 224)
-    networks = {name: get_model(name, weights=None).train() for name in MODELS}
-
-    def step(model: torch.nn.Module) -> None:
+def measured(name: str) -> float:
+    """Median seconds of forward and backward, after two steps that do not count."""
+    model, x = get_model(name, weights=None).train(), torch.rand(BATCH, 3, 224, 224)
+    times: list[float] = []
+    while len(times) < 7 or sum(times) < SECONDS:
         model.zero_grad(set_to_none=True)
+        began = time.perf_counter()
         y = model(x)
         y.backward(torch.ones_like(y))
-
-    return interleaved({name: partial(step, model) for name, model in networks.items()}, rounds=ROUNDS, warmup=1)
+        times.append(time.perf_counter() - began)
+    return median(times[2:])
 
 
 @pytest.mark.timeout(1200)
@@ -40,7 +39,7 @@ def test_predicted_training_steps_are_within_a_fifth() -> None:
     machine = calibrate(batch=BATCH)
     x = torch.zeros(BATCH, 3, 224, 224)
     predicted = {name: fxs.estimate(get_model(name, weights=None).train(), (x,), machine).total.total.time_s or 0.0 for name in MODELS}
-    found = measured()
+    found = {name: measured(name) for name in MODELS}
     print(f"\nforward and backward, batch {BATCH}, 224x224, float32, {torch.get_num_threads()} threads: {machine.description}")
     for name in MODELS:
         ratio = predicted[name] / found[name]

@@ -79,7 +79,7 @@ def entry(**settings: Any) -> dict[str, Any]:
         ([], ["expected one key 'techniques' with a list, got list"]),
         (None, ["got NoneType"]),
         ({"techniques": ["SWAT"]}, ["technique 1", "a mapping with a key 'technique', got 'SWAT'"]),
-        ({"techniques": [{"technique": "SWATT"}]}, ["technique 1", "unknown technique 'SWATT' (did you mean 'SWAT'?)"]),
+        ({"techniques": [{"technique": "SWATT"}]}, ["technique 1", "unknown technique 'SWATT' (did you mean 'SWAT'"]),
         ({"techniques": [{"technique": ["SWAT"]}]}, ["unknown technique ['SWAT']"]),
         ({"techniques": [{"technique": None}]}, ["unknown technique None"]),
         ({"techniques": [{"technique": "SWAT"}]}, ["technique 1 (SWAT)", "weight_sparsity is missing"]),

@@ -1,0 +1,1 @@
+"""Masks on weights that move while training: when, how much, in which shape, by what score. Graph and optimizer are elsewhere."""
