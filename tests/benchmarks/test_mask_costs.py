@@ -1,0 +1,103 @@
+"""What masks cost: an ordinary step against a dense one, an update against a forward and backward pass, in time and in memory.
+
+Run with ``-m benchmark -s``.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fxsparse as fxs
+
+from .timing import interleaved, table
+
+pytestmark = pytest.mark.benchmark
+GRANET = fxs.GraNet(initial_sparsity=0.5, final_sparsity=0.9, begin=0, end=1000, total_steps=2000, interval=1)
+
+
+class Step:
+    """Training steps of a model: forward, backward, SGD with momentum."""
+
+    def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.model, self.x, self.y = model, x, y
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        if isinstance(model, fxs.CompiledModel):
+            model.attach(self.optimizer)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        nn.functional.cross_entropy(self.model(self.x), self.y).backward()
+        self.optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "shape", "rounds"), [("resnet18", (64, 3, 32, 32), 40), ("resnet50", (8, 3, 224, 224), 7)])
+def test_a_masked_step_costs_what_a_dense_one_costs(name: str, shape: tuple[int, ...], rounds: int) -> None:
+    model = torchvision.models.get_model(name, weights=None, num_classes=10)
+    x, y = torch.randn(shape), torch.randint(0, 10, shape[:1])
+    rigl = fxs.RigL(sparsity=0.9, end=100_000, interval=50_000)
+    medians = interleaved(
+        {
+            "eager, dense": Step(copy.deepcopy(model), x, y),
+            "static ERK 90 %": Step(fxs.compile(copy.deepcopy(model), fxs.StaticMask(sparsity=0.9), (x,)), x, y),
+            "RigL 90 %, an ordinary step": Step(fxs.compile(copy.deepcopy(model), rigl, (x,)), x, y),
+        },
+        rounds=rounds,
+        warmup=2,
+    )
+    print("\n" + table(f"{name}, {'x'.join(map(str, shape))}", medians, "eager, dense"))
+    for contender in ("static ERK 90 %", "RigL 90 %, an ordinary step"):
+        assert medians[contender] < 1.05 * medians["eager, dense"]
+
+
+def resident(what: str) -> int:
+    """Bytes of this process's memory: VmRSS now, or VmHWM, the most since the last reset."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(rows[what].split()[0]) * 1024
+
+
+def peak_above_start(call: Any) -> int:
+    """Bytes by which the process grows while ``call`` runs."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def test_an_update_of_resnet50_is_cheaper_than_a_forward_and_backward_pass() -> None:
+    model = torchvision.models.resnet50()
+    x, y = torch.randn(8, 3, 224, 224), torch.randint(0, 1000, (8,))
+    compiled = fxs.compile(model, GRANET, (x,))
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=1e-3, momentum=0.9)
+    compiled.attach(optimizer)
+    [regime] = compiled.regimes
+    machine = compiled.machine()
+    passes, updates, peaks = [], [], []
+    for number in range(1, 6):
+        optimizer.zero_grad()
+        began = time.perf_counter()
+        nn.functional.cross_entropy(compiled(x), y).backward()
+        passes.append(time.perf_counter() - began)
+        optimizer.step()  # with an update of its own
+        with torch.no_grad():  # and another, alone
+            began = time.perf_counter()
+            peaks.append(peak_above_start(lambda number=number: machine._change(regime, 2 * number)))
+            updates.append(time.perf_counter() - began)
+        assert all(row["weight"]["actual"] == row["weight"]["target"] for row in compiled.sparsity().values())
+    weights = sum(compiled.get_parameter(name).numel() * 4 for name in compiled.masks)
+    print(
+        f"\nResNet-50, global threshold over {weights / 4e6:.1f} M weights: an update takes {1e3 * median(updates):.0f} ms and "
+        f"{max(peaks) / weights:.3f} of the weights' memory; forward and backward at batch 8 take {1e3 * median(passes):.0f} ms"
+    )
+    assert median(updates) < median(passes)
+    assert max(peaks) < 0.10 * weights
