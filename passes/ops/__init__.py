@@ -2,6 +2,7 @@
 
 import torch
 
+from .blpa_norm import blpa_norm, blpa_norm_backward
 from .convolution import swat_convolution
 from .density import count_kept
 from .einsum import swat_einsum
