@@ -10,6 +10,7 @@ Source: Chen et al., ActNN, ICML 2021 (groups and stochastic rounding).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,13 @@ class Groups:
         return (self.whole * self.size + self.padded_rest) // parts_of(self.bits)
 
 
-def encode(flat: Tensor, size: int, bits: int, positive: bool, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """Return the packed codes (uint8) and the statistics (float32) of a 1-dim float tensor: (2, groups) lows and steps, or (1, groups) steps."""
+def encode(
+    flat: Tensor, size: int, bits: int, positive: bool, rounding: Rounding, value: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the packed codes (uint8) and the statistics (float32) of a 1-dim float tensor, or of `value` of it, an elementwise function.
+
+    The statistics are (2, groups), lows and steps, or for positive codes (1, groups), steps.
+    """
     division = Groups(flat.numel(), size, bits)
     packed = flat.new_empty(division.packed_bytes, dtype=torch.uint8)
     stats = flat.new_empty((1 if positive else 2, division.count), dtype=torch.float32)
@@ -81,13 +87,14 @@ def encode(flat: Tensor, size: int, bits: int, positive: bool, rounding: Roundin
         count = block.stop - block.start
         if count not in buffers:
             buffers[count] = _Buffers(flat, count, size, bits)
-        _encode_rows(rows[block], bits, positive, stats[:, block], out[block], rounding, index, buffers[count])
+        _encode_rows(rows[block], bits, positive, stats[:, block], out[block], rounding, index, buffers[count], value)
     if division.rest:
         tail = flat[whole:]
         padding = division.padded_rest - division.rest
         row = (torch.cat([tail, tail[-1:].expand(padding)]) if padding else tail).view(1, -1)
         end = packed[division.whole * bytes_each :].view(1, -1)
-        _encode_rows(row, bits, positive, stats[:, division.whole :], end, rounding, index + 1, _Buffers(flat, 1, row.shape[1], bits))
+        room = _Buffers(flat, 1, row.shape[1], bits)
+        _encode_rows(row, bits, positive, stats[:, division.whole :], end, rounding, index + 1, room, value)
     return packed, stats
 
 
@@ -100,9 +107,19 @@ class _Buffers:
 
 
 def _encode_rows(
-    rows: Tensor, bits: int, positive: bool, stats: Tensor, out: Tensor, rounding: Rounding, block: int, buffers: _Buffers
+    rows: Tensor,
+    bits: int,
+    positive: bool,
+    stats: Tensor,
+    out: Tensor,
+    rounding: Rounding,
+    block: int,
+    buffers: _Buffers,
+    value: Callable[[Tensor], Tensor] | None,
 ) -> None:
     values = buffers.values
+    if value is not None:
+        rows = value(rows)
     if rows.dtype != torch.float32:
         values.copy_(rows)
         rows = values
@@ -156,12 +173,18 @@ def _decode_rows(packed: Tensor, stats: Tensor, bits: int, positive: bool, out: 
         out.copy_(values)
 
 
-def decode_mask(packed: Tensor, elements: int, size: int, bits: int) -> Tensor:
-    """Return, as a float32 tensor of one dimension, a number above 0 where the code is not 0, and 0 elsewhere."""
-    division = Groups(elements, size, bits)
-    whole, bytes_each, parts = division.whole * size, size // parts_of(bits), parts_of(bits)
-    codes = packed.new_empty(whole + division.padded_rest)
-    unpack(packed[: division.whole * bytes_each].view(-1, bytes_each), bits, 1, codes[:whole].view(-1, parts, bytes_each))
+def where_positive(packed: Tensor, size: int, bits: int, grad: Tensor, out: Tensor) -> None:
+    """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension."""
+    division = Groups(grad.numel(), size, bits)
+    bytes_each, parts = size // parts_of(bits), parts_of(bits)
+    rows, target = grad[: division.whole * size].view(-1, size), out[: division.whole * size].view(-1, size)
+    source = packed[: division.whole * bytes_each].view(-1, bytes_each)
+    for block in blocks(division.whole, size, block_elements(grad)):
+        codes = packed.new_empty((block.stop - block.start, parts, bytes_each))
+        unpack(source[block], bits, 1, codes)
+        target[block] = torch.ops.aten.threshold_backward.default(rows[block], codes.view(-1, size).to(grad.dtype), 0)
     if division.rest:
-        unpack(packed[division.whole * bytes_each :].view(1, -1), bits, 1, codes[whole:].view(1, parts, -1))
-    return codes[:elements].to(torch.float32)
+        codes = packed.new_empty((1, parts, division.padded_rest // parts))
+        unpack(packed[division.whole * bytes_each :].view(1, -1), bits, 1, codes)
+        tail = codes.view(-1)[: division.rest].to(grad.dtype)
+        out[division.whole * size :] = torch.ops.aten.threshold_backward.default(grad[division.whole * size :], tail, 0)
