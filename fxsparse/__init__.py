@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .preset_policies import presets
     from .report import Report
-    from .techniques import SWAT
+    from .techniques import BLPA, SWAT, SavedActivations
 
 try:
     __version__ = version("fxsparse")
@@ -44,10 +44,13 @@ _HOMES = {
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
+    "BLPA": "techniques",
     "SWAT": "techniques",
+    "SavedActivations": "techniques",
 }
 
 __all__ = [
+    "BLPA",
     "SWAT",
     "Accelerator",
     "CheckReport",
@@ -62,6 +65,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Report",
+    "SavedActivations",
     "TraceError",
     "VerificationError",
     "__version__",

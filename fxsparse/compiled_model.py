@@ -23,6 +23,7 @@ from .estimator import cost_of
 from .policy import Policy
 from .pricing import Pricing
 from .report import Report
+from .resolve_saved import SavedPlan
 
 
 class CompiledModel(nn.Module):
@@ -36,6 +37,7 @@ class CompiledModel(nn.Module):
     _root: nn.Module
     _forwards: dict[str, GraphForward]
     _specs: dict[str, SwatSpec]
+    _kept: SavedPlan
     _sites: dict[str, Site]
     _policy: Policy
     _report: Report
@@ -53,6 +55,7 @@ class CompiledModel(nn.Module):
         policy: Policy,
         specs: Mapping[str, SwatSpec],
         sites: Mapping[str, Site],
+        kept: SavedPlan | None = None,
         report: Report,
         example_batch: int = 1,
         pricing: Pricing | None = None,
@@ -62,6 +65,7 @@ class CompiledModel(nn.Module):
         own["_root"] = root
         own["_forwards"] = forwards
         own["_specs"] = dict(specs)
+        own["_kept"] = kept or SavedPlan()
         own["_sites"] = dict(sites)
         own["_policy"] = policy
         own["_report"] = report
@@ -79,7 +83,7 @@ class CompiledModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         live = self.training and torch.is_grad_enabled()
-        if self._specs:
+        if self._specs or self._kept:
             if live and self.needs_attach and not self._attached:
                 raise FxSparseError(
                     "distribution='momentum' reads the optimizer's momentum: call compiled.attach(optimizer) before training "
@@ -99,6 +103,11 @@ class CompiledModel(nn.Module):
     def plan(self) -> Mapping[str, SwatSpec]:
         """The spec of each rewritten site."""
         return MappingProxyType(self._specs)
+
+    @property
+    def kept_plan(self) -> SavedPlan:
+        """What is kept for backward as codes: BLPA's specs by weight, those of SavedActivations by module."""
+        return self._kept
 
     @property
     def policy(self) -> Policy:

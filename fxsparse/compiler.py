@@ -15,8 +15,10 @@ from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
 from fxsparse.passes.label import label_sites
+from fxsparse.passes.saving.places import places_of
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState, sites_state
@@ -28,6 +30,7 @@ from .policy import Policy, as_policy
 from .pricing import Pricing, forms_of
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
+from .resolve_saved import SavedPlan, resolve_saved
 from .techniques import Technique, require_member
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -81,10 +84,11 @@ def compile(
     sites = {name: found[name] for name in order}
     weights = dict(captured.root.named_parameters(remove_duplicate=False))
     plan = resolve(policy, sites, order, weights)
+    kept = resolve_saved(policy, sites, places_of(captured))
     state = sites_state(plan.specs, _threshold_shapes(plan.specs, sites), weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
+    rewriter = Rewriter(dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     rewritten = {change.graph for result in results for change in result.changes}
@@ -96,6 +100,7 @@ def compile(
         state,
         policy=policy,
         specs=_applied(plan.specs, results),
+        kept=kept,
         sites=sites,
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
@@ -108,6 +113,7 @@ class Rewriter:
     """Everything that is done to a graph after its capture; kept by the compiled model for calls of another form."""
 
     specs: dict[str, SwatSpec]
+    kept: SavedPlan
     names: dict[str, str]
     slots: dict[str, dict[tuple[str, int], int]]
     state: AddedState
@@ -127,6 +133,8 @@ class Rewriter:
         results = []
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
+        if self.kept:
+            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names))
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
             if self.check_graphs:

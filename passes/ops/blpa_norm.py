@@ -287,6 +287,9 @@ def _(
     return out, stats.new_empty(grad.shape[1]), stats.new_empty(grad.shape[1])
 
 
+blpa_norm_backward.without_derivative()
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, running_mean, _, training, _, _, activation, bits, wanted = inputs
     y, packed, stats, mask, new_mean, new_var = output

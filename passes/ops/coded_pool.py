@@ -134,6 +134,9 @@ def _(
     return grad.new_empty_strided(list(shape), list(strides))
 
 
+max_pool2d_gradient.without_derivative()
+
+
 @operator()
 def lean_avg_pool2d(
     x: Tensor,

@@ -143,6 +143,9 @@ def _(grad: Tensor, packed: Tensor, strides: list[int], outside: float, inside: 
     return grad.new_empty_strided(grad.shape, strides)
 
 
+masked_gradient.without_derivative()
+
+
 @operator()
 def positive_relu(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return relu(x) and its code, of_positive(bits, group_size): 0 exactly where it is 0, so that the code is the mask as well."""
@@ -191,6 +194,9 @@ def _(grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_siz
     return grad.new_empty_strided(grad.shape, strides)
 
 
+positive_gradient.without_derivative()
+
+
 @operator()
 def quantize_positive(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor]:
     """Return the code, of_positive(bits, group_size), of a tensor without negative numbers; as fxsparse::quantize otherwise."""
@@ -202,6 +208,9 @@ def quantize_positive(x: Tensor, bits: int, group_size: int, wanted: bool) -> tu
 @quantize_positive.register_fake
 def _(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor]:
     return encoded_like(x, bits, group_size, wanted, positive=True)
+
+
+quantize_positive.without_derivative()
 
 
 @operator()
@@ -254,6 +263,9 @@ def kept_scale(packed: Tensor, shape: list[int], strides: list[int], dtype: torc
 @kept_scale.register_fake
 def _(packed: Tensor, shape: list[int], strides: list[int], dtype: torch.dtype, p: float) -> Tensor:
     return packed.new_empty_strided(shape, strides, dtype=dtype)
+
+
+kept_scale.without_derivative()
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

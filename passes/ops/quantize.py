@@ -53,6 +53,9 @@ def _(x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: b
     return encoded_like(x, bits, group_size, wanted)
 
 
+quantize.without_derivative()
+
+
 @operator()
 def dequantize(
     packed: Tensor,
@@ -126,6 +129,9 @@ def _(
     bias: Tensor | None,
 ) -> Tensor:
     return packed.new_empty_strided(list(shape), list(strides), dtype=dtype)
+
+
+dequantize.without_derivative()
 
 
 class Form:
