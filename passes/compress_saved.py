@@ -307,8 +307,8 @@ class _Rewriter:
         args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
         made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
         out = self._item(made, 0)
-        self._replace(node, out)
         self.codes[out] = Code(code.packed, code.stats, code.scheme, (self._item(made, 1), self._item(made, 2), weight, bias))
+        self._replace(node, out)
         return out, f"keeps its input as {code.scheme}; its output follows from it"
 
     def _group_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
