@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .codes.bits import pack, parts_of, unpack
 from .codes.layout import dense, in_memory_order
+from .codes.room import room
 from .derivative import once
 from .operator import operator
 from .quantize import Form
@@ -42,7 +43,7 @@ def coded_max_pool2d(
     flat = in_memory_order(dense(places.to(torch.uint8)))
     size = _packed_size(flat.numel(), bits)
     padded = torch.cat([flat, flat.new_zeros(size * parts_of(bits) - flat.numel())])
-    packed = flat.new_empty(size)
+    packed = room(size, flat)
     pack(padded.view(parts_of(bits), size), bits, 0, packed)
     return y, packed
 

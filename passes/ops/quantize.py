@@ -12,6 +12,7 @@ from .blpa_norm import decode_norm
 from .codes import groups, masks
 from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
+from .codes.room import large_like
 from .codes.scheme import parse
 from .operator import operator
 
@@ -73,7 +74,7 @@ def dequantize(
 
     With `mean` and `rstd`, which have size 1 in the normalised dimensions: its layer normalisation, (x - mean) * rstd * weight + bias.
     """
-    out = torch.empty_strided(list(shape), list(strides), dtype=dtype, device=packed.device)
+    out = large_like(shape, strides, dtype, packed.device)
     if out.numel() == 0:
         return out
     read = parse(scheme)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .bits import pack, parts_of, to_codes, unpack
 from .layout import block_elements, blocks
+from .room import room
 from .noise import add_noise, offset_of
 
 SMALLEST_RANGE = 1e-30
@@ -76,7 +77,7 @@ def encode(
     The statistics are (2, groups), lows and steps, or for positive codes (1, groups), steps.
     """
     division = Groups(flat.numel(), size, bits)
-    packed = flat.new_empty(division.packed_bytes, dtype=torch.uint8)
+    packed = room(division.packed_bytes, flat)
     stats = flat.new_empty((1 if positive else 2, division.count), dtype=torch.float32)
     whole = division.whole * size
     rows, bytes_each = flat[:whole].view(-1, size), size // parts_of(bits)
@@ -93,8 +94,8 @@ def encode(
         padding = division.padded_rest - division.rest
         row = (torch.cat([tail, tail[-1:].expand(padding)]) if padding else tail).view(1, -1)
         end = packed[division.whole * bytes_each :].view(1, -1)
-        room = _Buffers(flat, 1, row.shape[1], bits)
-        _encode_rows(row, bits, positive, stats[:, division.whole :], end, rounding, index + 1, room, value)
+        buffer = _Buffers(flat, 1, row.shape[1], bits)
+        _encode_rows(row, bits, positive, stats[:, division.whole :], end, rounding, index + 1, buffer, value)
     return packed, stats
 
 

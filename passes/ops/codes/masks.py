@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .bits import pack, unpack
 from .layout import block_elements, blocks
+from .room import room
 
 BITS = 8  # of a byte, each of them an element
 
@@ -23,7 +24,7 @@ def encode(mask: Tensor) -> Tensor:
     bits = mask.view(torch.uint8)
     if padding:
         bits = torch.cat([bits, bits.new_zeros(padding)])
-    packed = bits.new_empty(size)
+    packed = room(size, bits)
     pack(bits.view(BITS, size), 1, 0, packed)
     return packed
 
