@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .recalibrate import recalibrate_batch_norm
     from .report import Report
     from .run_report import RunReport
-    from .techniques import SWAT
+    from .techniques import BLPA, SWAT, SavedActivations
 
 try:
     __version__ = version("fxsparse")
@@ -49,7 +49,7 @@ _HOMES = {
     "presets": "preset_policies",
     "Report": "report",
     "RunReport": "run_report",
-    "SWAT": "techniques",
+    **dict.fromkeys(("BLPA", "SWAT", "SavedActivations"), "techniques"),
     **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
     "Criterion": "criterion",
     "Weight": "criterion",
@@ -57,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BLPA",
     "GMP",
     "NM",
     "SET",
@@ -78,6 +79,7 @@ __all__ = [
     "Report",
     "RigL",
     "RunReport",
+    "SavedActivations",
     "StaticMask",
     "TraceError",
     "VerificationError",

@@ -26,6 +26,7 @@ from .mask_machine import MaskMachine
 from .policy import Policy
 from .ranks import whole
 from .report import Report
+from .resolve_saved import SavedPlan
 from .run_report import RunReport, run_report
 
 
@@ -42,6 +43,7 @@ class CompiledModel(nn.Module):
     _specs: dict[str, SwatSpec]
     _masks: dict[str, MaskSpec]
     _machine: MaskMachine | None
+    _kept: SavedPlan
     _sites: dict[str, Site]
     _policy: Policy
     _report: Report
@@ -59,6 +61,7 @@ class CompiledModel(nn.Module):
         specs: Mapping[str, SwatSpec],
         masks: Mapping[str, MaskSpec],
         sites: Mapping[str, Site],
+        kept: SavedPlan | None = None,
         report: Report,
         example_batch: int = 1,
         root_cost: Mapping[str, Any] | None = None,
@@ -71,6 +74,7 @@ class CompiledModel(nn.Module):
         own["_masks"] = dict(masks)
         own["_machine"] = None
         own["_waits"] = any(regime.spec.moves for regime in getattr(state, "regimes", ()))
+        own["_kept"] = kept or SavedPlan()
         own["_sites"] = dict(sites)
         own["_policy"] = policy
         own["_report"] = report
@@ -91,7 +95,7 @@ class CompiledModel(nn.Module):
         live = self.training and torch.is_grad_enabled()
         if live and self._waits:
             raise FxSparseError(self._what_it_waits_for())
-        if self._specs:
+        if self._specs or self._kept:
             if live and self.needs_attach and not self._attached:
                 raise FxSparseError(
                     "distribution='momentum' reads the optimizer's momentum: call compiled.attach(optimizer) before training "
@@ -129,6 +133,11 @@ class CompiledModel(nn.Module):
     def regimes(self) -> tuple[RegimeState, ...]:
         """How masks move and how far they are: one for each mask technique of the policy."""
         return tuple(getattr(self.fxsparse, "regimes", ()))
+
+    @property
+    def kept_plan(self) -> SavedPlan:
+        """What is kept for backward as codes: BLPA's specs by weight, those of SavedActivations by module."""
+        return self._kept
 
     @property
     def policy(self) -> Policy:

@@ -16,10 +16,12 @@ from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
+from fxsparse.passes.saving.places import places_of
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState, add_masks, sites_state
@@ -31,6 +33,7 @@ from .estimator import annotate_figures, machine_of
 from .policy import Policy, as_policy
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
+from .resolve_saved import SavedPlan, resolve_saved
 from .techniques import Technique, require_member
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -86,11 +89,12 @@ def compile(
     sites = {name: found[name] for name in order}
     weights = dict(captured.root.named_parameters(remove_duplicate=False))
     plan = resolve(policy, sites, order, weights)
+    kept = resolve_saved(policy, sites, places_of(captured))
     state = sites_state(plan.specs, _threshold_shapes(plan.specs, sites), weights)
     add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), names, slots, state, tuple(extra_passes), check_graphs)
+    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     rewritten = {change.graph for result in results for change in result.changes}
@@ -105,6 +109,7 @@ def compile(
         policy=policy,
         specs=_applied(plan.specs, "insert_swat", results),
         masks=_applied(plan.masks.specs, "insert_masks", results),
+        kept=kept,
         sites=sites,
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
@@ -120,6 +125,7 @@ class Rewriter:
 
     masks: dict[str, MaskSpec]
     specs: dict[str, SwatSpec]
+    kept: SavedPlan
     names: dict[str, str]
     slots: dict[str, dict[tuple[str, int], int]]
     state: AddedState
@@ -140,6 +146,8 @@ class Rewriter:
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
+        if self.kept:
+            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names))
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
             if self.check_graphs:

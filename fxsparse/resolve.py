@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
@@ -47,8 +48,10 @@ def resolve(policy: Policy, sites: Mapping[str, Site], order: Sequence[str], wei
     skips: list[Skip] = []
     owners: dict[tuple[str, str], Technique] = {}
     for technique in policy:
+        if not isinstance(technique, (SWAT, MaskTechnique)):
+            continue
         selected = select(technique, sites)
-        if not isinstance(technique, (SWAT, MaskTechnique)) or technique.is_neutral:
+        if technique.is_neutral:
             continue
         for name in selected:
             for what in _claims(technique):
@@ -76,8 +79,17 @@ def _claims(technique: SWAT | MaskTechnique) -> tuple[str, ...]:
     return (*(("weight",) if weight else ()), "activations of")
 
 
-def select(technique: Technique, sites: Mapping[str, Site]) -> list[str]:
-    """Names of the sites that a technique's patterns select.
+class Selectable(Protocol):
+    """Something that patterns select."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def module_types(self) -> tuple[str, ...]: ...
+
+
+def select(technique: Technique, sites: Mapping[str, Selectable]) -> list[str]:
+    """Names of the sites (or places) that a technique's patterns select.
 
     Raises:
         PolicyError: a pattern matches no site, or all that is included is excluded again.
@@ -97,14 +109,14 @@ def select(technique: Technique, sites: Mapping[str, Site]) -> list[str]:
     return selected
 
 
-def matches(pattern: str, site: Site) -> bool:
+def matches(pattern: str, site: Selectable) -> bool:
     """Whether a pattern selects a site, by parameter name, module name or "type:ClassName"."""
     if pattern.startswith("type:"):
         return any(fnmatchcase(kind, pattern[5:]) for kind in site.module_types)
     return any(fnmatchcase(name, pattern) for name in site.names)
 
 
-def _no_match(technique: Technique, pattern: str, sites: Mapping[str, Site]) -> str:
+def _no_match(technique: Technique, pattern: str, sites: Mapping[str, Selectable]) -> str:
     if pattern.startswith("type:"):
         kinds = sorted({site.module_types[0] for site in sites.values() if site.module_types})
         near = [f"type:{kind}" for kind in kinds]

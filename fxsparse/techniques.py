@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from fxsparse.passes.specs import DISTRIBUTIONS, GRANULARITIES, STRUCTURES
+from fxsparse.passes.specs_saved import BITS, ROUNDINGS
 
 from .errors import PolicyError
 
@@ -127,4 +128,57 @@ class SWAT(Technique):
         return self.weight_sparsity == 0 and not self.activation_sparsity
 
 
-TECHNIQUES: dict[str, type[Technique]] = {"SWAT": SWAT}
+@dataclass(frozen=True, kw_only=True)
+class BLPA(Technique):
+    """Of each chain norm - ReLU - [pool] - contraction only a few-bit code is kept for backward; the forward pass is exact.
+
+    The ReLU's mask, the gradient of beta and what passes to the layer below are exact too; the gradients of the weight and of gamma,
+    and the normalised value in the norm's own gradient, come from the code. A contraction is selected with the chain that ends in it.
+
+    Attributes:
+        bits: 1, 2, 4 or 8 for each element.
+
+    Source: Chakrabarti & Moseley, NeurIPS 2019, arXiv 1901.07988.
+    """
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bits("BLPA.bits", self.bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedActivations(Technique):
+    """What operators keep for backward, as few-bit codes; the forward pass is exact.
+
+    With stochastic rounding, gradients are those of exact training in expectation. Patterns select modules: those that are called
+    and keep something ("type:GELU"), and those whose forward calls functions that do.
+
+    Attributes:
+        bits: 1, 2, 4 or 8 for each element. group_size: elements that share a minimum and a step, a power of two from 8.
+        rounding: "stochastic" (unbiased, the same for the same step and place) or "nearest".
+
+    Source: Chen et al., ActNN, ICML 2021; Liu et al., GACT, ICML 2022.
+    """
+
+    bits: int = 4
+    group_size: int = 256
+    rounding: str = "stochastic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bits("SavedActivations.bits", self.bits)
+        size = self.group_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size & (size - 1):
+            raise PolicyError(f"SavedActivations.group_size is {size!r}; expected a power of two from 8, such as 256")
+        require_member("SavedActivations.rounding", self.rounding, ROUNDINGS)
+
+
+def require_bits(where: str, value: Any) -> None:
+    """Raises PolicyError if ``value`` is no number of bits that codes have."""
+    if isinstance(value, bool) or not isinstance(value, int) or value not in BITS:
+        raise PolicyError(f"{where} is {value!r}; expected one of {', '.join(map(str, BITS))}")
+
+
+TECHNIQUES: dict[str, type[Technique]] = {kind.__name__: kind for kind in (SWAT, BLPA, SavedActivations)}

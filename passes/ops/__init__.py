@@ -2,6 +2,8 @@
 
 import torch
 
+from . import coded_attention, coded_contraction, coded_norm, coded_pool, coded_unary, quantize
+from .blpa_norm import blpa_norm
 from .convolution import swat_convolution
 from .density import count_kept
 from .einsum import swat_einsum
@@ -15,12 +17,19 @@ OPS = torch.ops.fxsparse
 
 __all__ = [
     "OPS",
+    "blpa_norm",
+    "coded_attention",
+    "coded_contraction",
+    "coded_norm",
+    "coded_pool",
+    "coded_unary",
     "count_kept",
     "kept_count",
     "kth_largest",
     "kth_largest_per_slice",
     "mask_gradient",
     "masked_weight",
+    "quantize",
     "refresh_threshold",
     "sparsify",
     "swat_convolution",

@@ -36,6 +36,11 @@ class Operator:
         torch.library.register_fake(f"{NAMESPACE}::{self.name}", function, lib=LIBRARY)
         return function
 
+    def without_derivative(self) -> Operator:
+        """Declares that no gradient flows through the operator: its outputs need none, whatever its inputs do."""
+        LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        return self
+
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:
         """Registers the operator's derivative."""
         torch.library.register_autograd(f"{NAMESPACE}::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)

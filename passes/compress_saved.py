@@ -1,0 +1,464 @@
+"""Keeps few-bit codes, bits and indices for backward in place of the float tensors that torch would keep.
+
+A node that keeps something becomes an operator that computes the same to the bit and keeps a code. The code of a tensor is made once,
+
+    packed, stats = quantize(x, ...)                       whoever keeps x next takes the same code
+    y = coded_convolution(x, packed, stats, scheme, w, ...)
+
+or is made by the operator that makes the tensor: blpa_norm (batch norm, ReLU and BLPA's code in one), positive_relu, coded_softmax.
+What follows from something kept is not kept: a ReLU's mask from its output's code, a layer norm's output from its input's code.
+
+Left alone: a tensor that stays alive for another reason, and nodes that cannot be rewritten; both with the reason.
+
+Sources: Chakrabarti & Moseley 2019 (BLPA); Chen et al. 2021 (ActNN); Liu et al. 2022 (GACT).
+"""
+
+from __future__ import annotations
+
+import operator
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import meta
+from .base import Change, GraphPass, Skip
+from .graph import Recorder, first_real_node, value
+from .ops import OPS
+from .ops.coded_unary import dropout
+from .ops.codes.scheme import EXACT, of_norm, of_positive, of_range
+from .ops.quantize import NEAREST
+from .saving.chains import ChainFinder, Chains
+from .saving.liveness import Alive, is_overwritten_elsewhere
+from .saving.match import Saver, match
+from .saving.places import site_of
+from .specs_saved import BlpaSpec, SavedSpec
+from .state import CLOCK_TARGET
+
+_CONTRACTIONS = ("conv", "linear")
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where the code of a tensor is found in the graph. ``normal``: mean, 1/sigma, weight and bias of a norm that is to follow."""
+
+    packed: Any
+    stats: Any
+    scheme: str
+    normal: tuple[Any, Any, Any, Any] = (None, None, None, None)
+
+
+class CompressSaved(GraphPass):
+    """Rewrites what the nodes of one graph keep.
+
+    Args:
+        path: of the graph's module, from the model's root.
+        blpa: what to do with the chains that end in a contraction, by the weight's site. sites: site of each parameter, by name.
+        saved: what to do with other nodes, by ``site_of``.
+    """
+
+    def __init__(self, path: str, blpa: Mapping[str, BlpaSpec], saved: Mapping[str, SavedSpec], sites: Mapping[str, str]) -> None:
+        self.path, self.blpa, self.saved, self.sites = path, blpa, saved, sites
+
+    def rewrite(self, gm: fx.GraphModule) -> tuple[Change | Skip, ...]:
+        return _Rewriter(gm, self).run()
+
+
+class _Rewriter:
+    def __init__(self, gm: fx.GraphModule, settings: CompressSaved) -> None:
+        self.gm, self.settings, self.path = gm, settings, settings.path
+        self.make = Recorder(gm.graph)
+        self.order = {node: index for index, node in enumerate(gm.graph.nodes)}
+        found = ((node, match(gm, node)) for node in gm.graph.nodes)
+        self.savers = {node: saver for node, saver in found if saver is not None and _learns(node)}
+        self.outcome: list[Change | Skip] = []
+        self.codes: dict[fx.Node, Code] = {}
+        self.attributes: dict[str, fx.Node] = {}
+        self._wanted: fx.Node | None = None
+        self._removed: list[str] = []
+        self._rewired: list[str] = []
+
+    def run(self) -> tuple[Change | Skip, ...]:
+        chains = self._chains()
+        fused = {act for _, act in chains.norms.values() if act is not None}
+        planned = self._planned(chains, fused)
+        alive = self._settled(planned, fused)
+        for node in list(self.gm.graph.nodes):
+            if node not in planned or node._erased:
+                continue
+            self._rewrite(node, planned[node], chains, alive)
+        return tuple(self.outcome)
+
+    # What is to be rewritten
+
+    def _chains(self) -> Chains:
+        if not self.settings.blpa:
+            return Chains()
+        finder = ChainFinder(self.gm, self.savers, self._blocked)
+        for node, saver in self.savers.items():
+            if saver.kind not in _CONTRACTIONS:
+                continue
+            spec = self._blpa_spec(saver)
+            if spec is None:
+                continue
+            reason = saver.problem or finder.follow(saver, spec.bits)
+            if reason is not None and site_of(node, self.path) not in self.settings.saved:
+                self.outcome.append(Skip(site=spec.site, reason=f"BLPA: {reason}", graph=self.path))
+        return finder.found
+
+    def _blocked(self, node: fx.Node, saver: Saver) -> str | None:
+        if saver.in_place and is_overwritten_elsewhere(node, saver.x, self.order):
+            return f"{site_of(node, self.path) or node.name} overwrites a tensor that is read again under another name"
+        return None
+
+    def _blpa_spec(self, saver: Saver) -> BlpaSpec | None:
+        weight = saver.facts["weight"]
+        target = weight if isinstance(weight, str) else _parameter_behind(weight)
+        if target is None:
+            return None
+        name = f"{self.path}.{target}" if self.path else target
+        return self.settings.blpa.get(self.settings.sites.get(name, name))
+
+    def _planned(self, chains: Chains, fused: set[fx.Node]) -> dict[fx.Node, BlpaSpec | SavedSpec]:
+        planned: dict[fx.Node, BlpaSpec | SavedSpec] = {}
+        for node, saver in self.savers.items():
+            site = site_of(node, self.path)
+            if node in chains.bits or node in fused:
+                planned[node] = BlpaSpec(site=site, bits=chains.bits.get(node, 4))
+                continue
+            spec = self.settings.saved.get(site)
+            if spec is None:
+                continue
+            reason = saver.problem or self._blocked(node, saver)
+            if reason is None:
+                planned[node] = spec
+            else:
+                self.outcome.append(Skip(site=site or node.name, reason=f"{saver.kind}: {reason}", graph=self.path))
+        return planned
+
+    def _settled(self, planned: dict[fx.Node, BlpaSpec | SavedSpec], fused: set[fx.Node]) -> Alive:
+        """Takes from the plan what would free nothing, until nothing more goes: each node left alone may keep other tensors alive."""
+        while True:
+            alive = Alive(self.gm, self.path == "", self.savers, planned)
+            idle = {}
+            for node in planned:
+                reason = self._frees_nothing(self.savers[node], alive) if node not in fused else None
+                if reason is not None:
+                    idle[node] = reason
+            if not idle:
+                return alive
+            for node, reason in idle.items():
+                site = site_of(node, self.path) or node.name
+                self.outcome.append(Skip(site=site, reason=f"{self.savers[node].kind}: {reason}", graph=self.path))
+                del planned[node]
+
+    def _frees_nothing(self, saver: Saver, alive: Alive) -> str | None:
+        if saver.kind in ("conv", "linear", "layer_norm", "group_norm", "batch_norm"):
+            return alive.reason(saver.x)
+        if saver.kind in ("masked", "softmax") or saver.facts.get("name") in ("sigmoid", "tanh", "exp", "sqrt", "rsqrt"):
+            return alive.reason(saver.node)
+        if saver.kind == "function":
+            return alive.reason(saver.x)
+        if saver.kind in ("mul", "matmul"):
+            first, second = alive.reason(saver.x), alive.reason(saver.second)
+            needs_first, needs_second = value(saver.second).requires_grad, value(saver.x).requires_grad
+            if (first is not None or not needs_first) and (second is not None or not needs_second):
+                return first or second or "nothing that learns depends on it"
+        return None
+
+    # Nodes
+
+    def _rewrite(self, node: fx.Node, spec: BlpaSpec | SavedSpec, chains: Chains, alive: Alive) -> None:
+        saver = match(self.gm, node)
+        assert saver is not None
+        self.make.added = []
+        self._removed, self._rewired = [], []
+        with self.make.before(node):
+            what = self._emit(node, saver, spec, chains, alive)
+        if what is None:
+            return
+        site = spec.site or node.name
+        self.outcome.append(
+            Change(
+                site=site, graph=self.path, node=what[0].name, what=f"{saver.kind}: {what[1]}",
+                why=f"{'BLPA' if isinstance(spec, BlpaSpec) else 'SavedActivations'} selects it",
+                added=self.make.take(), removed=tuple(self._removed), rewired=tuple(self._rewired),
+            )
+        )  # fmt: skip
+
+    def _emit(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, chains: Chains, alive: Alive) -> tuple[fx.Node, str] | None:
+        if saver.kind == "batch_norm":
+            if node in chains.norms:
+                return self._blpa_norm(node, saver, spec, *chains.norms[node])
+            return self._batch_norm(node, saver, spec, alive)
+        if node in chains.positive:
+            return self._positive_relu(node, saver, spec)
+        emit = {
+            "conv": self._conv, "linear": self._linear, "matmul": self._product, "mul": self._product, "layer_norm": self._layer_norm,
+            "group_norm": self._group_norm, "function": self._function, "masked": self._masked, "dropout": self._dropout,
+            "max_pool": self._max_pool, "avg_pool": self._avg_pool, "softmax": self._softmax, "attention": self._attention,
+        }[saver.kind]  # fmt: skip
+        return emit(node, saver, spec, alive)
+
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        """Puts a new node in an old one's place."""
+        by.meta["val"] = value(node)
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in node.meta:
+                by.meta[key] = node.meta[key]
+        self._rewired += [user.name for user in node.users]
+        node.replace_all_uses_with(by)
+        self._removed.append(node.name)
+        self.gm.graph.erase_node(node)
+
+    def _op(self, target: Any, role: str, spec: BlpaSpec | SavedSpec, *args: Any) -> fx.Node:
+        made = self.make.function(target, *args)
+        meta.write(made, site=spec.site, role=role)
+        return made
+
+    def _item(self, node: fx.Node, index: int) -> fx.Node:
+        return self.make.function(operator.getitem, node, index)
+
+    def _attribute(self, item: Any) -> Any:
+        """The node that reads a parameter, a buffer or a flag of a module; what is a node already, or nothing, stays."""
+        if not isinstance(item, str):
+            return item
+        if item not in self.attributes:
+            with self.make.before(first_real_node(self.gm.graph)):
+                self.attributes[item] = self.make.attribute(item)
+            self.attributes[item].meta["val"] = None
+        return self.attributes[item]
+
+    def _gradient_wanted(self) -> fx.Node:
+        if self._wanted is None:
+            with self.make.before(first_real_node(self.gm.graph)):
+                self._wanted = self.make.function(torch.is_grad_enabled)
+        return self._wanted
+
+    def _rounding(self, node: fx.Node, spec: BlpaSpec | SavedSpec) -> tuple[Any, int, int, int]:
+        """Clock, bits, group size and seed."""
+        stochastic = isinstance(spec, SavedSpec) and spec.rounding == "stochastic"
+        seed = zlib.crc32(f"{spec.site}:{node.name}".encode()) if stochastic else NEAREST
+        return self._attribute(CLOCK_TARGET), spec.bits, spec.group_size, seed
+
+    # Codes
+
+    def _code(self, x: fx.Node, spec: BlpaSpec | SavedSpec, alive: Alive, *, follow: bool = False) -> Code:
+        """The code of a tensor: one that is there, or a new one; the tensor itself if it stays alive.
+
+        ``follow``: the reader can apply a norm to what a code stands for.
+        """
+        known = self.codes.get(x)
+        if known is not None and (follow or known.normal[0] is None):
+            return known
+        if alive.reason(x) is not None:
+            return Code(x, x, EXACT)
+        if isinstance(spec, BlpaSpec):
+            made = self._op(OPS.quantize_positive.default, "code", spec, x, spec.bits, spec.group_size, self._gradient_wanted())
+            scheme = of_positive(spec.bits, spec.group_size)
+        else:
+            clock, bits, size, seed = self._rounding(x, spec)
+            made = self._op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self._gradient_wanted())
+            scheme = of_range(bits, size)
+        code = Code(self._item(made, 0), self._item(made, 1), scheme)
+        if known is None:
+            self.codes[x] = code
+        return code
+
+    # Contractions and products
+
+    def _conv(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts, code = saver.facts, self._code(saver.x, spec, alive)
+        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        geometry = (facts["stride"], facts["padding"], facts["dilation"], facts["transposed"], facts["output_padding"], facts["groups"])
+        out = self._op(
+            OPS.coded_convolution.default, "contraction", spec, saver.x, code.packed, code.stats, code.scheme, weight, bias, *geometry
+        )
+        self._replace(node, out)
+        return out, f"keeps its input as {code.scheme}"
+
+    def _linear(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        code = self._code(saver.x, spec, alive, follow=True)
+        weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
+        args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
+        out = self._op(OPS.coded_linear.default, "contraction", spec, *args)
+        self._replace(node, out)
+        how = "from the code of its norm's input" if code.normal[0] is not None else f"as {code.scheme}"
+        return out, f"keeps its input {how}"
+
+    def _product(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        operands: list[Any] = []
+        for x, other in ((saver.x, saver.second), (saver.second, saver.x)):
+            code = self._code(x, spec, alive) if value(other).requires_grad else Code(x, x, EXACT)
+            operands += [x, code.packed, code.stats, code.scheme]
+        target = OPS.coded_matmul.default if saver.kind == "matmul" else OPS.coded_mul.default
+        out = self._op(target, "product", spec, *operands)
+        self._replace(node, out)
+        return out, f"keeps its operands as {operands[3]} and {operands[7]}"
+
+    # Norms
+
+    def _layer_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts, code = saver.facts, self._code(saver.x, spec, alive)
+        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
+        made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
+        out = self._item(made, 0)
+        self.codes[out] = Code(code.packed, code.stats, code.scheme, (self._item(made, 1), self._item(made, 2), weight, bias))
+        self._replace(node, out)
+        return out, f"keeps its input as {code.scheme}; its output follows from it"
+
+    def _group_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts, code = saver.facts, self._code(saver.x, spec, alive)
+        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        args = (saver.x, code.packed, code.stats, code.scheme, facts["num_groups"], weight, bias, facts["eps"])
+        out = self._item(self._op(OPS.coded_group_norm.default, "norm", spec, *args), 0)
+        self._replace(node, out)
+        return out, f"keeps its input as {code.scheme}"
+
+    def _norm_arguments(self, saver: Saver) -> tuple[list[Any], Any]:
+        facts = saver.facts
+        names = ("weight", "bias", "running_mean", "running_var", "training")
+        return [self._attribute(facts[name]) for name in names], self._attribute(facts["counter"])
+
+    def _running(self, made: fx.Node, first: int, arguments: list[Any], counter: Any) -> None:
+        mean, var, training = arguments[2:5]
+        if mean is not None:
+            self.make.function(update_running, mean, var, counter, self._item(made, first), self._item(made, first + 1), training)
+
+    def _batch_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        code = self._code(saver.x, spec, alive)
+        arguments, counter = self._norm_arguments(saver)
+        args = (saver.x, code.packed, code.stats, code.scheme, *arguments, saver.facts["momentum"], saver.facts["eps"])
+        made = self._op(OPS.coded_batch_norm.default, "norm", spec, *args)
+        out = self._item(made, 0)
+        self._running(made, 3, arguments, counter)
+        self._replace(node, out)
+        return out, f"keeps its input as {code.scheme}"
+
+    def _blpa_norm(
+        self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, activation: str, act: fx.Node | None
+    ) -> tuple[fx.Node, str]:
+        arguments, counter = self._norm_arguments(saver)
+        settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self._gradient_wanted())
+        made = self._op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
+        out = self._item(made, 0)
+        code = Code(self._item(made, 1), self._item(made, 2), of_norm(spec.bits, activation))
+        self._running(made, 4, arguments, counter)
+        self.codes[out] = code
+        if act is not None:
+            self._replace(act, out)
+            self._rewired = [name for name in self._rewired if name != act.name]
+        self._replace(node, out) if act is None else self._drop(node)
+        return out, f"keeps its normalised input, and what follows from it, as {code.scheme}"
+
+    def _drop(self, node: fx.Node) -> None:
+        self._removed.append(node.name)
+        self.gm.graph.erase_node(node)
+
+    # Functions
+
+    def _positive_relu(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec) -> tuple[fx.Node, str]:
+        made = self._op(OPS.positive_relu.default, "function", spec, saver.x, spec.bits, spec.group_size, self._gradient_wanted())
+        out = self._item(made, 0)
+        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_positive(spec.bits, spec.group_size))
+        scheme = self.codes[out].scheme
+        self._replace(node, out)
+        return out, f"keeps its output as {scheme}, whose zeros are the mask"
+
+    def _function(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        clock, bits, size, seed = self._rounding(node, spec)
+        args = (saver.x, saver.facts["name"], clock, bits, size, seed, self._gradient_wanted())
+        out = self._item(self._op(OPS.coded_function.default, "function", spec, *args), 0)
+        self._replace(node, out)
+        return out, f"keeps its derivative as {of_range(bits, size)}"
+
+    def _masked(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts = saver.facts
+        args = (saver.x, facts["name"], facts["low"], facts["high"], self._gradient_wanted())
+        out = self._item(self._op(OPS.masked_function.default, "function", spec, *args), 0)
+        self._replace(node, out)
+        return out, "keeps one bit for each element"
+
+    def _dropout(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        out = self.make.function(dropout, saver.x, saver.facts["p"], self._attribute(saver.facts["training"]))
+        meta.write(out, site=spec.site, role="function")
+        self._replace(node, out)
+        return out, "keeps one bit for each element"
+
+    def _max_pool(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts = saver.facts
+        settings = [facts[name] for name in ("kernel", "stride", "padding", "dilation", "ceil_mode")]
+        made = self._op(OPS.coded_max_pool2d.default, "pool", spec, saver.x, *settings, self._gradient_wanted())
+        out = self._item(made, 0)
+        self._replace(node, out)
+        return out, "keeps each maximum's place in its window in the fewest bits"
+
+    def _avg_pool(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts = saver.facts
+        settings = [facts[name] for name in ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
+        out = self._op(OPS.lean_avg_pool2d.default, "pool", spec, saver.x, *settings)
+        self._replace(node, out)
+        return out, "keeps only its input's sizes"
+
+    def _softmax(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        clock, bits, size, seed = self._rounding(node, spec)
+        made = self._op(
+            OPS.coded_softmax.default, "function", spec, saver.x, saver.facts["dim"], clock, bits, size, seed, self._gradient_wanted()
+        )
+        out = self._item(made, 0)
+        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_range(bits, size))
+        self._replace(node, out)
+        return out, f"keeps its output as {of_range(bits, size)}"
+
+    def _attention(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+        facts = saver.facts
+        out = self.make.function(
+            attention, facts["query"], facts["key"], facts["value"], facts["attn_mask"], facts["dropout_p"], facts["is_causal"],
+            facts["scale"], *self._rounding(node, spec),
+        )  # fmt: skip
+        meta.write(out, site=spec.site, role="attention")
+        self._replace(node, out)
+        return out, f"keeps its keys and queries in 8 bits, its values and output as {of_range(spec.bits, spec.group_size)}"
+
+
+def update_running(
+    mean: torch.Tensor, var: torch.Tensor, counter: torch.Tensor | None, new_mean: Any, new_var: Any, training: bool
+) -> None:
+    """A batch norm's running statistics and count of batches after a forward pass in training."""
+    if training:
+        mean.copy_(new_mean)
+        var.copy_(new_var)
+        if counter is not None:
+            counter.add_(1)
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, p: float, causal: bool, scale: float | None,
+    clock: torch.Tensor, bits: int, group_size: int, seed: int,
+) -> torch.Tensor:  # fmt: skip
+    """F.scaled_dot_product_attention, of which codes are kept."""
+    if not torch.is_grad_enabled():
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=scale)
+    used = q.shape[-1] ** -0.5 if scale is None else scale
+    out: torch.Tensor = OPS.coded_attention.default(q, k, v, mask, p, causal, used, clock, bits, group_size, seed, True)[0]
+    return out
+
+
+def _learns(node: fx.Node) -> bool:
+    """Whether a gradient is recorded for a node; where that is not known, yes."""
+    found = value(node)
+    return found.requires_grad if isinstance(found, torch.Tensor) else True
+
+
+def _parameter_behind(node: Any) -> str | None:
+    while isinstance(node, fx.Node):
+        if node.op == "get_attr":
+            return str(node.target)
+        if not node.args:
+            return None
+        node = node.args[0]
+    return None
