@@ -57,13 +57,14 @@ def blpa_norm(
 
     Source: Chakrabarti & Moseley, NeurIPS 2019, arXiv 1901.07988, section 3; see codes/channels.py for the grid.
     """
-    running = [t.detach().clone() if t is not None else x.new_empty(0) for t in (running_mean, running_var)]
+    mean, var = (t.detach().clone() if t is not None else x.new_empty(0) for t in (running_mean, running_var))
+    running = [mean, var]
     norm, nothing = _Norm(training, momentum, eps), x.new_empty(0, dtype=torch.uint8)
     if not wanted or x.numel() == 0:
         z, *_ = norm(x, weight, bias, *(item if item.numel() else None for item in running))
-        return ACTIVATIONS[activation](z), nothing, x.new_empty((rows.ROWS, 0), dtype=torch.float32), nothing.clone(), *running
+        return ACTIVATIONS[activation](z), nothing, x.new_empty((rows.ROWS, 0), dtype=torch.float32), nothing.clone(), mean, var
     work = _Forward(dense(x), (weight, bias), running, norm, activation, bits)
-    return work.y, work.packed, work.stats, work.mask(), *running
+    return work.y, work.packed, work.stats, work.mask(), mean, var
 
 
 @blpa_norm.register_fake
@@ -292,7 +293,7 @@ blpa_norm_backward.without_derivative()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, running_mean, _, training, _, _, activation, bits, wanted = inputs
+    _, weight, bias, running_mean, _, training, _, _, activation, bits, wanted = inputs
     y, packed, stats, mask, new_mean, new_var = output
     if not wanted:
         raise RuntimeError("blpa_norm was told that no gradient is wanted, but one is recorded; pass torch.is_grad_enabled()")

@@ -86,7 +86,8 @@ def coded_attention(
     codes: list[Tensor] = []
     for index, (tensor, width) in enumerate(((q, EXPONENT_BITS), (k, EXPONENT_BITS), (v, bits), (out, bits))):
         codes += encode(tensor, clock, width, group_size, seed if seed < 0 else seed + index, wanted)
-    return out, *codes, logsumexp if wanted else q.new_empty(0, dtype=torch.float32), kept  # type: ignore[return-value]
+    rows = logsumexp if wanted else q.new_empty(0, dtype=torch.float32)
+    return out, *codes, rows, kept  # type: ignore[return-value]
 
 
 def _attend(
@@ -139,12 +140,13 @@ def _(
         out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal, attn_mask=None, scale=scale)
     else:
         out, logsumexp = torch.matmul(torch.matmul(q, k.mT), v), q.new_empty(0, dtype=torch.float32)
-    weights = math.prod(torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])) * q.shape[-2] * k.shape[-2]
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])  # type: ignore[no-untyped-call]
+    weights = math.prod(lead) * q.shape[-2] * k.shape[-2]
     kept = q.new_empty(masks.packed_size(weights) if p > 0 and wanted else 0, dtype=torch.uint8)
     codes: list[Tensor] = []
     for tensor, width in ((q, EXPONENT_BITS), (k, EXPONENT_BITS), (v, bits), (out, bits)):
         codes += encoded_like(tensor, width, group_size, wanted)
-    return out, *codes, logsumexp if wanted else q.new_empty(0, dtype=torch.float32), kept  # type: ignore[return-value]
+    return out, *codes, logsumexp if wanted else q.new_empty(0, dtype=torch.float32), kept
 
 
 def _setup_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -163,7 +163,8 @@ def _(a: Tensor, a_packed: Tensor, a_stats: Tensor, a_scheme: str, b: Tensor, b_
 
 def _setup_pair(name: str) -> Any:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.a, ctx.b = Kept(*inputs[:4], name), Kept(*inputs[4:], name)
+        a, a_packed, a_stats, a_scheme, b, b_packed, b_stats, b_scheme = inputs
+        ctx.a, ctx.b = Kept(a, a_packed, a_stats, a_scheme, name), Kept(b, b_packed, b_stats, b_scheme, name)
         ctx.set_materialize_grads(False)
         first = ctx.a.tensors if ctx.needs_input_grad[4] else ()
         second = ctx.b.tensors if ctx.needs_input_grad[0] else ()

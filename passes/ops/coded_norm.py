@@ -132,8 +132,9 @@ def coded_batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return torch's batch_norm of x, the mean and 1/sigma that it used, and what the running statistics become."""
     running = [t.detach().clone() if t is not None else None for t in (running_mean, running_var)]
+    cudnn: bool = torch.backends.cudnn.enabled
     use_batch = training or running_mean is None
-    y, mean, invstd, *_ = torch._batch_norm_impl_index(x, weight, bias, *running, use_batch, momentum, eps, torch.backends.cudnn.enabled)
+    y, mean, invstd, *_ = torch._batch_norm_impl_index(x, weight, bias, running[0], running[1], use_batch, momentum, eps, cudnn)
     if not use_batch and running[0] is not None and running[1] is not None:
         mean, invstd = running[0].clone(), (running[1] + eps).rsqrt()
     first, second = (x.new_empty(0) if t is None else t for t in running)

@@ -25,7 +25,7 @@ def storage_of(item: Any) -> int | None:
     if not isinstance(found, torch.Tensor):
         return None
     try:
-        return int(StorageWeakRef(found.untyped_storage()).cdata)
+        return int(StorageWeakRef(found.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):
         return None
 
@@ -111,7 +111,7 @@ def _observed(node: fx.Node, module: nn.Module | None) -> list[fx.Node]:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)  # type: ignore[no-untyped-call]
 
 
 def is_overwritten_elsewhere(node: fx.Node, source: fx.Node, order: dict[fx.Node, int]) -> bool:

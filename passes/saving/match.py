@@ -202,7 +202,8 @@ def _gelu(node: fx.Node) -> Saver:
 
 def _pow(node: fx.Node) -> Saver | None:
     a = bind(node, "x", "exponent")
-    name = {2: "square", 3: "cube"}.get(a["exponent"]) if isinstance(a["exponent"], (int, float)) else None
+    exponent = a["exponent"]
+    name = {2: "square", 3: "cube"}.get(int(exponent)) if isinstance(exponent, (int, float)) and exponent in (2, 3) else None
     if name is None or not _is_tensor(a["x"]) or not value(a["x"]).is_floating_point():
         return None
     return Saver(node=node, kind="function", x=a["x"], facts={"name": name})

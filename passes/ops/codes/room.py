@@ -54,4 +54,4 @@ def large_like(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype,
         return torch.empty_strided(list(shape), list(strides), dtype=dtype, device=device)
     give_back_free_pages()
     memory = torch.frombuffer(mmap.mmap(-1, size, flags=_FLAGS), dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(memory, 0, list(shape), list(strides))  # type: ignore[arg-type]
+    return torch.empty(0, dtype=dtype).set_(memory, 0, list(shape), list(strides))
