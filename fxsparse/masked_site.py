@@ -118,7 +118,7 @@ class MaskedSite:
         assert optimizer is not None
         self.taken = None
         growing = bool(self.regime.growing)
-        if local(weight)._version != self.version:
+        if local(weight)._version != self.version or (weight.device.type == "cpu" and not self._looks_clean(local(weight))):
             self.version = None
         if spec.refresh or (growing and (spec.keeps_state or keeps_gradients(optimizer, self._group(optimizer), weight))):
             return
@@ -135,6 +135,9 @@ class MaskedSite:
             mask_(gradient, local(self.mask))
         elif not self._is_masked(gradient):
             mask_(gradient, local(self.mask))
+
+    def _looks_clean(self, part: Tensor) -> bool:
+        return int(self._trust[0]) < 0 or looks_masked(self._trust, part)
 
     def _is_masked(self, gradient: Tensor) -> bool:
         """Whether a gradient is masked as the graph made it; noise, centring and tied uses add to what is masked."""

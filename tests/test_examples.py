@@ -43,6 +43,38 @@ def test_digits_accuracy_fails_when_a_margin_is_missed(tmp_path: Path) -> None:
     assert re.search(r"SWAT-U 90 %: -[\d.]+ points against dense, margin 1.0 points: MISSED", out)
 
 
+def test_train_granet_moves_masks_and_counts_the_run(tmp_path: Path) -> None:
+    out = run("train_granet.py", "--epochs", "4", "--width", "8", "--methods", "granet", "saliency", folder=tmp_path)
+    granet, saliency = out.split("\nsaliency\n")
+    kept = [int(count) for count in re.findall(r"(\d+) weights", granet)]
+    assert kept[0] > kept[-1]
+    assert len({*re.findall(r"(\d+) weights", saliency)}) == 1
+    for text in (granet, saliency):
+        assert float(re.findall(r"test accuracy ([\d.]+) %", text)[0]) > 40
+        assert 0.1 < float(re.findall(r"took ([\d.]+)x", text)[0]) < 0.6
+
+
+@pytest.mark.timeout(600)
+def test_train_distributed_saves_on_two_ranks_and_goes_on_with_one(tmp_path: Path) -> None:
+    def launch(ranks: int, *args: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += [str(ROOT / "examples" / "train_distributed.py"), *args]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "2 ranks, steps 0 to 12: " in launch(2, "--shard", "--steps", "12", "--save", "checkpoint")
+    assert re.search(r"1 ranks, steps 12 to 60: .* 2571 of 25520 weights", launch(1, "--resume", "checkpoint"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_masks_are_in_the_expected_order(tmp_path: Path) -> None:
+    out = run("granet_accuracy.py", "--seeds", "5", folder=tmp_path, timeout=3500)
+    assert out.count(": yes") == 5
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_five_seeds_keep_the_margins(tmp_path: Path) -> None:

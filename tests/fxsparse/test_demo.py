@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 import fxsparse as fxs
-from fxsparse.demo import METHODS, DemoResult, demo_table, measured_densities, run_demo
+from fxsparse.demo import METHODS, DemoResult, demo_table, measured_densities, methods_of, run_demo
 from fxsparse.digits import Digits, Recipe, SmallResNet, accuracy, load_digits, rate, shifted, train
 
 TINY = Recipe(width=4, epochs=1)
@@ -156,3 +156,19 @@ def test_the_table_says_mean_and_spread() -> None:
     assert "91.00 ± 1.41 %" in buffer.getvalue()
     single = DemoResult(method="dense", accuracies=(0.9,), seconds=3.0, **common)
     assert single.std == 0.0
+
+
+def test_the_demo_of_masks(data: Digits) -> None:
+    results = run_demo(TINY, (0,), technique="granet", data=data, console=Console(file=io.StringIO()))
+    assert [result.method for result in results] == list(methods_of("granet", 37))
+    by_name = {result.method: result for result in results}
+    for name, result in by_name.items():
+        assert 0 <= result.accuracies[0] <= 1
+        assert result.activation_density == 1.0
+        if name.endswith(("90 %", "95 %")) and not name.startswith("GraNet"):
+            kept = 0.1 if "90" in name else 0.05
+            assert result.weight_density == pytest.approx(kept, abs=2e-3)
+    assert by_name["RigL 95 %"].training_reduction < by_name["SET 95 %"].training_reduction, "growing by gradients costs dense ones"
+    assert by_name["GraNet 95 %"].weight_density < 0.07
+    with pytest.raises(fxs.FxSparseError, match="there is no demo of 'granat'"):
+        run_demo(TINY, technique="granat", data=data)
