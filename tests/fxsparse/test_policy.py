@@ -175,8 +175,11 @@ def test_every_preset_compiles_and_says_what_its_name_says() -> None:
         policy = preset_policy(name)
         (technique,) = policy
         if not isinstance(technique, fxs.SWAT):
-            sparsity = getattr(technique, "final_sparsity", None) or getattr(technique, "sparsity", None)
-            assert sparsity == pytest.approx(int(name.rpartition("-")[2]) / 100)
+            if isinstance(technique, fxs.NM):
+                assert name == f"nm-{technique.n}-{technique.m}"
+            else:
+                sparsity = technique.final_sparsity if isinstance(technique, fxs.GraNet) else technique.to_dict()["sparsity"]
+                assert sparsity == pytest.approx(int(name.rpartition("-")[2]) / 100)
             assert fxs.compile(model, name, (x,)).masks
             continue
         assert technique.weight_sparsity == pytest.approx(int(name.rpartition("-")[2]) / 100)
