@@ -23,6 +23,7 @@ from .density import Density, MeasuredDensity, NMDensity, UniformDensity
 from .energy import EnergyTable, read_ert
 from .estimate import CostRequest, estimate, estimate_all, operator_class, total_cost
 from .formats import COO, CSR, FORMATS, NM, Bitmask, Dense, Format, Packed, RunLength, cheapest_format, make_format
+from .formulas import FORMULAS, Formula, formulas_for
 from .gemm import PASSES, Gemm, Pass
 from .imbalance import expected_maximum, expected_maximum_binomial, expected_maximum_hypergeometric, imbalance_factor
 from .interchange import scalesim_conv_csv, scalesim_gemm_csv, timeloop_problem, timeloop_problem_yaml
@@ -43,6 +44,7 @@ __all__ = [
     "COO",
     "CSR",
     "FORMATS",
+    "FORMULAS",
     "NM",
     "OPERATOR_CLASSES",
     "PASSES",
@@ -59,6 +61,7 @@ __all__ = [
     "Density",
     "EnergyTable",
     "Format",
+    "Formula",
     "Gemm",
     "MeasuredDensity",
     "Memory",
@@ -99,6 +102,7 @@ __all__ = [
     "expected_maximum",
     "expected_maximum_binomial",
     "expected_maximum_hypergeometric",
+    "formulas_for",
     "imbalance_factor",
     "make_format",
     "operator_class",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 
 from fxsparse.errors import CostError
 
@@ -21,7 +21,7 @@ from .on_array import ArrayWork, attention_on_array, work_on_array
 from .operands import DENSE, OperandSparsity, tiled_product
 from .pointwise import Pointwise
 from .recurrent import Recurrent
-from .roofline import roofline_time
+from .roofline import PARENTS, efficiency_of, roofline_time
 from .traffic import NOTHING, TiledProduct, Traffic, best_traffic, compulsory_bytes
 from .validate import require_count
 from .workload import Contraction
@@ -77,7 +77,8 @@ def estimate_all(
     tiled: dict[TiledProduct, Traffic] = {}
     plans: list[dict[Pass, list[tuple[Contraction, TiledProduct]]]] = []
     wanted = [replace(one, workload=without_input_gradient(one.workload)) if one.is_first else one for one in requests]
-    for request in wanted:
+    distinct = list(dict.fromkeys(wanted))  # a network repeats its blocks
+    for request in distinct:
         plan: dict[Pass, list[tuple[Contraction, TiledProduct]]] = {which: [] for which in PASSES}
         for work in _products(request.workload):
             for which in PASSES:
@@ -97,8 +98,8 @@ def estimate_all(
     if array and accelerator is not None:
         found = best_traffic(list(tiled), buffer_bits=accelerator.memory.usable_buffer_bits)
         tiled = dict(zip(tiled, found, strict=True))
-    costs = []
-    for request, plan in zip(wanted, plans, strict=True):
+    costs: dict[CostRequest, WorkloadCost] = {}
+    for request, plan in zip(distinct, plans, strict=True):
         dense = pass_macs(request.workload, convention, device=device)
         sparsity = request.sparsity
         sparse = sparse_pass_macs(
@@ -108,8 +109,8 @@ def estimate_all(
         for position, which in enumerate(PASSES):
             counted = _count(request, which, dense[position], sparse, position)
             rows[which] = _price(request, which, counted, plan[which], tiled, accelerator, element_bits, bits, dtype)
-        costs.append(WorkloadCost(forward=rows["forward"], grad_input=rows["grad_input"], grad_weight=rows["grad_weight"]))
-    return costs
+        costs[request] = WorkloadCost(forward=rows["forward"], grad_input=rows["grad_input"], grad_weight=rows["grad_weight"])
+    return [costs[request] for request in wanted]
 
 
 def total_cost(costs: Sequence[WorkloadCost]) -> WorkloadCost:
@@ -223,19 +224,28 @@ def _array_cost(
     )
 
 
-def operator_class(workload: Workload, which: Pass) -> str:
+_NARROW = 64  # channels below which a 1x1 convolution moves more than it multiplies
+_SMALL_KERNEL = 25  # positions of the largest kernel whose depthwise convolution does the same
+
+
+def operator_class(workload: Workload) -> str:
     """The class under which a roofline's efficiencies are kept."""
     if isinstance(workload, Pointwise):
-        return "elementwise"
+        return workload.operator if workload.operator in PARENTS else "elementwise"
     if isinstance(workload, Attention):
         return "attention"
     if isinstance(workload, Recurrent):
         return "recurrent"
     if not workload.kernel:
         return "gemm"
-    if workload.groups > 1 and workload.groups == workload.in_channels:
-        return "depthwise"
-    return "conv" if which == "forward" else "conv_backward"
+    kernel = prod(workload.kernel)
+    if workload.groups > 1:
+        if workload.groups < workload.in_channels:
+            return "grouped_conv"
+        return "depthwise" if kernel <= _SMALL_KERNEL else "large_depthwise"
+    if kernel > 1:
+        return "conv"
+    return "pointwise_conv" if min(workload.in_channels, workload.out_channels) >= _NARROW else "narrow_conv"
 
 
 def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes: float, accelerator: Accelerator, dtype: str) -> PassCost:
@@ -245,21 +255,20 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
         rates = ", ".join(map(repr, machine.peak_flops))
         raise CostError(f"accelerator {accelerator.name!r} has no peak rate for dtype {dtype!r}; expected one of {rates}")
     work = request.workload
+    kind = "calibrated" if machine.calibrated else "roofline"
     flops = 2.0 * work.macs(which) + counted.other_flops
     if not flops and not moved_bytes:
-        return _cost(counted, dram_bytes=0.0, cycles=None, energy_pj=0.0, time_s=0.0, bound="nothing", tags=_TAGS["roofline", True])
+        return _cost(counted, dram_bytes=0.0, cycles=None, energy_pj=0.0, time_s=0.0, bound="nothing", tags=_TAGS[kind, True])
     support, sparsity = accelerator.sparsity, request.sparsity
     peak = machine.peak_flops[dtype]
     if which != "grad_weight" and sparsity.pattern and sparsity.pattern == (support.kept, support.group):
         peak *= support.pattern_speedup or 1.0
-    kind = operator_class(work, which)
-    fallback = "gemm" if kind in ("attention", "recurrent") else kind
     found = roofline_time(
         flops=flops,
         dram_bytes=moved_bytes,
         peak_flops=peak,
         dram_bytes_per_s=accelerator.memory.dram_bytes_per_s,
-        efficiency=machine.efficiency.get(kind, machine.efficiency.get(fallback, 1.0)),
+        efficiency=efficiency_of(machine.efficiency, operator_class(work), backward=which != "forward"),
         overhead_s=machine.overhead_s,
     )
     return _cost(
@@ -268,7 +277,7 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
         energy_pj=None if machine.power_w is None else found.time_s * machine.power_w * 1e12,
         time_s=found.time_s,
         bound=found.bound,
-        tags=_TAGS["calibrated" if machine.calibrated else "roofline", sparsity.is_dense],
+        tags=_TAGS[kind, sparsity.is_dense],
     )
 
 

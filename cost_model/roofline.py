@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .validate import require_positive
 
-OPERATOR_CLASSES = ("gemm", "conv", "conv_backward", "depthwise", "attention", "recurrent", "elementwise")
+# Classes of operators that reach different shares of a machine's rates, and the class that stands in for one that was not measured.
+PARENTS: dict[str, str | None] = {
+    "gemm": None,
+    "attention": "gemm",
+    "recurrent": "gemm",
+    "conv": None,
+    "pointwise_conv": "conv",
+    "narrow_conv": "pointwise_conv",
+    "grouped_conv": "conv",
+    "depthwise": None,
+    "large_depthwise": "depthwise",
+    "elementwise": None,
+    "relu": "elementwise",
+    "activation": "elementwise",
+    "mul": "elementwise",
+    "reduce": "elementwise",
+    "batch_norm": "elementwise",
+    "layer_norm": "elementwise",
+    "softmax": "elementwise",
+    "dropout": "elementwise",
+    "max_pool": "elementwise",
+    "avg_pool": "elementwise",
+    "copy": "elementwise",
+}
+OPERATOR_CLASSES = (*PARENTS, *(f"{name}_backward" for name in PARENTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +40,19 @@ class RooflineTime:
 
     time_s: float
     bound: str
+
+
+def efficiency_of(measured: Mapping[str, float], kind: str, *, backward: bool) -> float:
+    """The share of its rates that a machine reaches in a class of operators: its own, else that of the class that stands in for it.
+
+    Args:
+        measured: by class; a backward pass has "CLASS_backward", or the forward pass's where that is missing.
+    """
+    known = [kind]
+    while parent := PARENTS[known[-1]]:
+        known.append(parent)
+    names = [*(f"{name}_backward" for name in known if backward), *known]
+    return next((measured[name] for name in names if name in measured), 1.0)
 
 
 def roofline_time(

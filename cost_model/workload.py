@@ -6,7 +6,7 @@ Letters used below: P positions (batch x rows x spatial), g groups, k kernel siz
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -227,15 +227,23 @@ def known_fields(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
 
     Raises: CostError naming an unknown or a missing key.
     """
-    declared = {field.name: field for field in fields(cls)}
+    declared, required = _declared(cls)
     given = {name: value for name, value in values.items() if name != "kind"}
     for name in given:
         if name not in declared:
             raise CostError(f"{cls.__name__} has no field {name!r}{closest(name, declared)}; fields: {', '.join(declared)}")
-    missing = [name for name, f in declared.items() if f.default is MISSING and f.default_factory is MISSING and name not in given]
+    missing = [name for name in required if name not in given]
     if missing:
         raise CostError(f"{cls.__name__} lacks {', '.join(missing)}; got {', '.join(given) or 'nothing'}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+@cache
+def _declared(cls: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of a workload class's fields, and of those without a default."""
+    known = fields(cls)
+    required = (field.name for field in known if field.default is MISSING and field.default_factory is MISSING)
+    return tuple(field.name for field in known), tuple(required)
 
 
 def _steps_inside(*, offset: int, step: int, steps: int, limit: int) -> int:

@@ -1,7 +1,7 @@
 """Train a network on scikit-learn's digits, dense and with SWAT: an ordinary loop around a compiled model.
 
-    python examples/train_swat.py
-    python examples/train_swat.py --policies dense swat-u-80 my_policy.yaml --epochs 20
+python examples/train_swat.py
+python examples/train_swat.py --policies dense swat-u-80 my_policy.yaml --epochs 20
 """
 
 import argparse

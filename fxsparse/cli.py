@@ -1,4 +1,4 @@
-"""The command line: ``fxsparse demo``, ``presets``, ``accelerators`` and ``inspect``.
+"""The command line: ``fxsparse demo``, ``presets``, ``accelerators``, ``calibrate`` and ``inspect``.
 
 Whatever is refused ends in one line on standard error and a status other than 0. Torch is imported by the commands that need it.
 """
@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fxsparse.cost_model.roofline import PARENTS
+
 from .errors import FxSparseError
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
     from torch import nn
+
+    from fxsparse.cost_model.accelerator import Accelerator
 
 INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 QUICK_WIDTH, QUICK_EPOCHS = 8, 2
@@ -195,6 +200,61 @@ def inspect(
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 
 
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The accelerator file to write; --accelerator takes it.")] = Path(
+        "cpu.yaml"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Samples of the measured steps.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; their median counts.")] = 7,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Measure this machine: peak rates, bandwidth, and what each class of operators reaches. Takes about a minute."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .calibrate import STAGES, require_device
+    from .calibrate import calibrate as measure
+
+    require_device(device)
+    output = output or Path(f"{device}.yaml")
+    _require_folder(output, "--output")
+    if output.exists() and not force:
+        raise FxSparseError(f"--output {str(output)!r} exists; name another file, or pass --force to overwrite it")
+    with Progress(BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TextColumn("{task.description}")) as bar:
+        task = bar.add_task("", total=STAGES)
+
+        def progress(stage: str) -> None:
+            bar.update(task, description=stage, advance=1)
+
+        machine = measure(device, batch=batch, repeats=repeats, progress=progress)
+        bar.update(task, description="done")
+    machine.save(output)
+    _print_table(_calibration_table(machine))
+    print(f"written to {output}; use it as --accelerator {output}, or fxs.Accelerator.load({str(output)!r})")
+
+
+def _calibration_table(machine: Accelerator) -> Table:
+    from rich.table import Table
+
+    from .cost_text import quantity
+
+    roofline = machine.roofline
+    assert roofline is not None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("class of operators", "forward", "backward"):
+        table.add_column(name, justify="left" if name.startswith("class") else "right")
+    for dtype, rate in roofline.peak_flops.items():
+        table.add_row(f"peak rate, {dtype}", quantity(rate, "FLOP/s"), "")
+    table.add_row("memory bandwidth", quantity(machine.memory.dram_bytes_per_s, "B/s"), "")
+    table.add_row("overhead of an operator", quantity(roofline.overhead_s, "s"), "")
+    for kind in PARENTS:
+        shares = [roofline.efficiency.get(name) for name in (kind, f"{kind}_backward")]
+        if any(shares):
+            table.add_row(kind.replace("_", " "), *("" if share is None else f"{100 * share:.0f} %" for share in shares))
+    return table
+
+
 def example_input(text: str) -> torch.Tensor:
     """Zeros of the shape and dtype that a text such as "8x3x224x224" or "8x128:int64" says.
 
@@ -288,11 +348,11 @@ def describe(technique: dict[str, Any]) -> str:
     return f"{technique['technique']}: {', '.join(settings)}" if settings else str(technique["technique"])
 
 
-def _require_folder(path: Path | None) -> None:
+def _require_folder(path: Path | None, option: str = "--json") -> None:
     """Refuses a file that could not be written, before the long work."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         wrong = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise FxSparseError(f"--json {str(path)!r} {wrong}; expected the name of a file to write")
+        raise FxSparseError(f"{option} {str(path)!r} {wrong}; expected the name of a file to write")
 
 
 def _print_table(table: Any) -> None:

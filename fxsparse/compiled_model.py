@@ -24,7 +24,6 @@ from .errors import FxSparseError
 from .estimator import cost_of
 from .mask_machine import MaskMachine
 from .policy import Policy
-from .pricing import Pricing
 from .ranks import whole
 from .report import Report
 from .run_report import RunReport, run_report
@@ -48,7 +47,6 @@ class CompiledModel(nn.Module):
     _report: Report
     _example_batch: int
     _root_cost: dict[str, Any]
-    _pricing: Pricing | None
     _attached: bool
 
     def __init__(
@@ -63,7 +61,7 @@ class CompiledModel(nn.Module):
         sites: Mapping[str, Site],
         report: Report,
         example_batch: int = 1,
-        pricing: Pricing | None = None,
+        root_cost: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -77,8 +75,7 @@ class CompiledModel(nn.Module):
         own["_policy"] = policy
         own["_report"] = report
         own["_example_batch"] = example_batch
-        own["_root_cost"] = {}
-        own["_pricing"] = pricing
+        own["_root_cost"] = dict(root_cost or {})
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -228,14 +225,7 @@ class CompiledModel(nn.Module):
     @property
     def root_cost(self) -> Mapping[str, Any]:
         """What the root's own Python costs, where the root is no graph."""
-        self.price()
         return MappingProxyType(self._root_cost)
-
-    def price(self) -> None:
-        """Writes the cost of every node to its metadata (``cost``), if that has not been done yet."""
-        if self._pricing is not None:
-            self.__dict__["_root_cost"] = dict(self._pricing.write())
-            self.__dict__["_pricing"] = None
 
     def current_variants(self) -> dict[str, int]:
         """For each captured module the index of the graph that its present mode runs."""

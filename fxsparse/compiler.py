@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxsparse.passes.annotate_cost import example_batch_of
+from fxsparse.cost_model.accelerator import Accelerator
+from fxsparse.passes.annotate_cost import annotate_cost, example_batch_of
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
-from fxsparse.passes.capture.capture import Capture, capture, capture_variant
+from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.insert_masks import InsertMasks
@@ -26,8 +27,8 @@ from fxsparse.passes.verify import verify
 
 from .compiled_model import CompiledModel
 from .errors import FxSparseError, PolicyError, TraceError
+from .estimator import annotate_figures, machine_of
 from .policy import Policy, as_policy
-from .pricing import Pricing, forms_of
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
 from .techniques import Technique, require_member
@@ -41,7 +42,7 @@ def compile(
     example_inputs: Sequence[Any] | torch.Tensor = (),
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    accelerator: str | None = None,
+    accelerator: str | Accelerator | None = None,
     backend: str = "auto",
     extra_passes: Sequence[GraphPass] = (),
     check_graphs: bool = True,
@@ -56,18 +57,20 @@ def compile(
         model: any nn.Module.
         policy: a Policy, a technique, a preset's name or the path of a policy file. None changes nothing.
         example_inputs, example_kwargs: one call's arguments.
-        accelerator: for which machine costs are annotated.
+        accelerator: the machine (a name, a YAML file) for which every node's cost is annotated; None: operations and bytes only.
         backend: "reference" (plain PyTorch), "cpu" or "cuda" (native kernels where there are some), or "auto".
         extra_passes: passes of your own, run on every graph after fxsparse's.
         check_graphs: run the verifier after each pass.
         fuel: rewrite at most this many contractions, to find by bisection the one that misbehaves.
 
     Raises:
+        CostError: there is no such accelerator.
         TraceError: the model cannot be captured, or the example inputs do not fit it.
         PolicyError: the policy cannot be applied; nothing was rewritten.
         VerificationError: a pass broke a graph.
     """
     policy = as_policy(policy)
+    machine = machine_of(accelerator)
     try:
         require_member("backend", backend, BACKENDS)
     except PolicyError as error:
@@ -92,8 +95,10 @@ def compile(
     results = rewriter.rewrite(captured, None if fuel is None else [fuel])
     rewritten = {change.graph for result in results for change in result.changes}
     install(captured, rewritten, rewriter)
+    with leaving_no_trace():
+        root_cost = annotate_cost(captured, names, example, rewritten)
     report = _report(model, captured, plan, sites, results)
-    return CompiledModel(
+    compiled = CompiledModel(
         captured.root,
         captured.forwards,
         state,
@@ -103,8 +108,10 @@ def compile(
         sites=sites,
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
-        pricing=Pricing(captured, names, forms_of(example), rewritten),
+        root_cost=root_cost,
     )
+    annotate_figures(compiled, machine)
+    return compiled
 
 
 @dataclass(frozen=True)

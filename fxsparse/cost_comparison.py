@@ -230,6 +230,6 @@ def _ratio(number: float | None) -> str:
 
 
 def _time(cost: PassCost | None) -> str:
-    from .cost_report import quantity
+    from .cost_text import quantity
 
     return quantity((cost.time_s if cost is not None else None) or 0.0, "s")

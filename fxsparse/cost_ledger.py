@@ -102,7 +102,8 @@ class Ledger:
         if batch not in self._workloads:
             if len(self._workloads) > 8:
                 self._workloads.clear()
-            self._workloads[batch] = [tuple(item.at(batch) for item in entry.items) for entry in self.entries]
+            items = {item: item.at(batch) for entry in self.entries for item in entry.items}
+            self._workloads[batch] = [tuple(items[item] for item in entry.items) for entry in self.entries]
         return self._workloads[batch]
 
     def saved_bytes(self, batch: int) -> list[int]:
@@ -164,7 +165,6 @@ def ledger_of(model: CompiledModel) -> Ledger:
 
     Raises: CostError if a node that multiplies lacks its shapes, naming it.
     """
-    model.price()
     mode = tuple(model.current_variants().items())
     known = _LEDGERS.get(model)
     if known is None or known[0] != mode:

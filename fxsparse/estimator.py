@@ -11,14 +11,16 @@ from torch import nn
 
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.cost_model.conventions import CONVENTIONS
-from fxsparse.cost_model.cost import WorkloadCost
+from fxsparse.cost_model.cost import WorkloadCost, sum_costs
 from fxsparse.cost_model.estimate import CostRequest, estimate_all, total_cost
+from fxsparse.cost_model.gemm import PASSES
 from fxsparse.cost_model.operands import DENSE, OperandSparsity
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.workload import Contraction
 from fxsparse.cost_model.workloads import contractions_of
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.masks.structures import OfEvery
+from fxsparse.passes.meta import read, write
 from fxsparse.passes.specs import SwatSpec
 
 from .cost_ledger import Entry, Ledger, ledger_of, moved_bytes
@@ -62,8 +64,8 @@ def estimate(
             raise CostError("the model is compiled already, with a policy of its own; pass the original model, or leave policy out")
         return cost_of(model, accelerator, convention=convention, batch_size=batch_size, density=density)
     _require(convention, batch_size, density)
-    machine = _machine(accelerator)
-    compiled = compile(model, policy, example_inputs, example_kwargs=example_kwargs, check_graphs=False)
+    machine = machine_of(accelerator)
+    compiled = compile(model, policy, example_inputs, example_kwargs=example_kwargs, accelerator=machine, check_graphs=False)
     return cost_of(compiled, machine, convention=convention, batch_size=batch_size, density=density)
 
 
@@ -77,7 +79,7 @@ def cost_of(
 ) -> CostReport:
     """The costs of a compiled model; see ``CompiledModel.cost``."""
     _require(convention, batch_size, density)
-    machine = _machine(accelerator)
+    machine = machine_of(accelerator)
     ledger = ledger_of(model)
     batch = model.example_batch if batch_size is None else batch_size
     densities = _densities(model, density)
@@ -110,6 +112,24 @@ def cost_of(
         resident_bytes=resident,
         coverage=_coverage(nodes, requests),
     )
+
+
+def annotate_figures(model: CompiledModel, machine: Accelerator | None) -> None:
+    """Adds the figures of the three passes, at the example's batch size, to the facts of the nodes that run in the present mode."""
+    try:
+        report = cost_of(model, machine)
+    except CostError:  # without example inputs there are no shapes
+        return
+    figures: dict[tuple[str, str], list[NodeCost]] = {}
+    for node in report.nodes:
+        figures.setdefault((node.graph, node.node), []).append(node)
+    for path, graph in model.graphs.items():
+        for node in graph.graph.nodes:
+            found = figures.get((path, node.name))
+            if found:
+                passes = {which: sum_costs(getattr(one, which) for one in found).to_dict() for which in PASSES}
+                saved = sum(one.saved_bytes for one in found)
+                write(node, cost={**read(node)["cost"], **passes, "saved_bytes": saved, "batch_size": report.batch_size})
 
 
 _NO_COST = total_cost([])
@@ -172,7 +192,8 @@ def _device(model: CompiledModel) -> str:
     return "cuda" if any(tensor.is_cuda for tensor in model.parameters()) else "cpu"
 
 
-def _machine(accelerator: str | Accelerator | None) -> Accelerator | None:
+def machine_of(accelerator: str | Accelerator | None) -> Accelerator | None:
+    """The machine that a name, a file or an Accelerator stands for. Raises: CostError."""
     if accelerator is None or isinstance(accelerator, Accelerator):
         return accelerator
     return Accelerator.load(accelerator)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fxsparse.cost_model.gemm import PASSES
 
-from .cost_report import quantity
+from .cost_text import quantity
 from .errors import CostError
 from .estimator import cost_of
 from .report import render

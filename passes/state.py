@@ -73,7 +73,6 @@ class SiteState(HostBuffers):
                 self.register_buffer(f"activation_threshold_{index}", torch.full(shape, torch.nan, dtype=dtype, device=device))
                 self.register_buffer(f"activation_counts_{index}", torch.zeros(2, dtype=torch.int64, device=device))
 
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         found, own = state_dict.get(f"{prefix}mask"), self._buffers.get("mask")
         if found is not None and own is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -230,13 +231,14 @@ class _Capturer:
 
 @contextmanager
 def leaving_no_trace() -> Iterator[None]:
-    """Puts all random states back, and keeps fake tensors from logging shapes that do not fit: they become an error or a reason."""
+    """Puts all random states back, and keeps torch from warning of what runs only on fake tensors, where nothing is computed."""
     randomness = RandomWatch()
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

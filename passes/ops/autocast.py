@@ -9,7 +9,6 @@ from .operator import LIBRARY
 DEVICE_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
-
 def cast_to_active_dtype(name: str) -> None:
     """Return nothing; under torch.autocast, fxsparse::`name` runs in the dtype that is active then, on the CPU and on CUDA.
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fxsparse.cost_model.attention import Attention
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.recurrent import Recurrent
 from fxsparse.cost_model.workload import Contraction
 
+from ..leaves import map_leaves
 from .products import Priced, product_of
 from .recording import Amount, Operation, Recording, Spec, amount_of, spec_of, storage_of
 
 NOTHING = Amount(0, 0)
+_GENERIC = frozenset(("add", "mul", "copy", "reduce", "elementwise"))  # names of a call only if nothing in it has a better one
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Leaf:
     spec: Spec
     origin: tuple[str, int]
     fixed: bool
+
+    def on(self, device: torch.device) -> Leaf:
+        """The same on another device."""
+        return Leaf(self.spec._replace(device=device), self.origin, self.fixed)
 
 
 @dataclass
@@ -106,7 +111,7 @@ def price_of(
     price.backward_transient = _transient(record, backward=True, kept=final | kept, batch=batch)
     needed = [slot for slot, tensor in enumerate(sources) if tensor.requires_grad]
     price.passes_gradient = bool(needed) and all(record.gradients.get(slot) in record.seeds for slot in needed)
-    price.operator = max(labels, key=lambda name: labels[name]) if labels else operator or "reshape"
+    price.operator = max(labels, key=lambda name: (name not in _GENERIC, labels[name])) if labels else operator or "reshape"
     price.note = record.error or ""
     return price
 
@@ -149,11 +154,12 @@ def _work(
             labels[label] = labels.get(label, 0) + reads.at(batch) + writes.at(batch)
     bytes_moved = (forward.reads, forward.writes, backward.reads, backward.writes)
     if any(any(amount) for amount in bytes_moved):
-        label = max(labels, key=lambda name: labels[name] if labels[name] < 1 << 61 else -1, default="other")
+        own = {name: weight for name, weight in labels.items() if weight < 1 << 61}
+        label = max(own, key=lambda name: (name not in _GENERIC, own[name]), default="other")
         price.work.append(
             {
                 **Pointwise(
-                    operator=label if labels.get(label, 0) < 1 << 61 else "other",
+                    operator=label,
                     batch=1,
                     read_bytes=forward.reads.each,
                     write_bytes=forward.writes.each,
@@ -195,7 +201,7 @@ def _output(price: Price, record: Recording, places: dict[int, tuple[str, int]],
         price.output_bytes = _sum(price.output_bytes, _amount(value.numel() * value.element_size(), batch))
         return Leaf(spec_of(value), places[storage], storage in record.fixed)
 
-    price.output = pytree.tree_map(leaf, record.output)
+    price.output = map_leaves(leaf, record.output)
 
 
 def _transient(record: Recording, *, backward: bool, kept: set[int], batch: int) -> Amount:

@@ -146,7 +146,7 @@ def test_a_mistake_is_named(tmp_path: Path, path: str, value: Any, message: str)
     [
         ({"peak_flops": {"float32": 0}}, r"peak_flops is .*expected a mapping from dtype names to numbers > 0"),
         ({"peak_flops": {"float32": 1e12}, "efficiency": {"gemm": 1.2}}, r"efficiency is .*numbers > 0 and <= 1"),
-        ({"peak_flops": {"float32": 1e12}, "efficiency": {"gem": 0.9}}, r"efficiency is .*gemm, conv"),
+        ({"peak_flops": {"float32": 1e12}, "efficiency": {"gem": 0.9}}, r"efficiency is .*gemm, attention"),
         ({"peak_flops": {"float32": 1e12}, "overhead_s": -1}, r"overhead_s is -1; expected a number >= 0"),
         ({}, r"roofline\.peak_flops is missing"),
     ],

@@ -42,6 +42,7 @@ from fxsparse.cost_model import (
     systolic_cycles,
     total_cost,
 )
+from fxsparse.cost_model.roofline import efficiency_of
 from fxsparse.errors import CostError
 
 from .networks import bottleneck_resnet
@@ -358,19 +359,40 @@ def test_macs_scale_with_the_batch(batch: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workload", "which", "kind"),
+    ("workload", "kind"),
     [
-        (LAYER, "forward", "gemm"),
-        (RESNET50[0], "forward", "conv"),
-        (RESNET50[0], "grad_weight", "conv_backward"),
-        (MANY[-1], "grad_input", "depthwise"),
-        (MANY[2], "forward", "attention"),
-        (MANY[4], "forward", "recurrent"),
-        (MANY[5], "forward", "elementwise"),
+        (LAYER, "gemm"),
+        (RESNET50[0], "conv"),
+        (RESNET50[1], "pointwise_conv"),
+        (replace(RESNET50[1], groups=4), "grouped_conv"),
+        (MANY[-1], "depthwise"),
+        (MANY[2], "attention"),
+        (MANY[4], "recurrent"),
+        (Pointwise(operator="batch_norm", batch=1), "batch_norm"),
+        (Pointwise(operator="loss", batch=1), "elementwise"),
     ],
 )
-def test_classes_of_operators(workload: Workload, which: str, kind: str) -> None:
-    assert operator_class(workload, which) == kind  # type: ignore[arg-type]
+def test_classes_of_operators(workload: Workload, kind: str) -> None:
+    assert operator_class(workload) == kind
+
+
+@pytest.mark.parametrize(
+    ("measured", "kind", "backward", "expected"),
+    [
+        ({"conv": 0.5, "conv_backward": 0.4, "pointwise_conv": 0.3}, "pointwise_conv", False, 0.3),
+        ({"conv": 0.5, "conv_backward": 0.4, "pointwise_conv": 0.3}, "pointwise_conv", True, 0.4),
+        ({"conv": 0.5, "depthwise": 0.1, "conv_backward": 0.4}, "depthwise", True, 0.1),
+        ({"elementwise": 0.6}, "batch_norm", True, 0.6),
+        ({"elementwise": 0.6, "batch_norm_backward": 0.2}, "batch_norm", True, 0.2),
+        ({"gemm": 0.9}, "attention", False, 0.9),
+        ({"conv": 0.5, "conv_backward": 0.4}, "narrow_conv", True, 0.4),
+        ({}, "gemm", True, 1.0),
+    ],
+)
+def test_a_class_that_was_not_measured_has_one_that_stands_in(
+    measured: dict[str, float], kind: str, backward: bool, expected: float
+) -> None:
+    assert efficiency_of(measured, kind, backward=backward) == expected
 
 
 def test_sums_keep_the_least_certain_tag_and_the_longest_bound() -> None:

@@ -63,7 +63,7 @@ def refused(*args: str) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["presets"], ["accelerators"], ["inspect"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["presets"], ["accelerators"], ["calibrate"], ["inspect"]])
 def test_every_command_has_help(command: list[str]) -> None:
     assert "Usage: fxsparse" in invoke_help([*command, "--help"])
 
@@ -76,7 +76,7 @@ def invoke_help(args: list[str]) -> str:
 
 def test_no_command_prints_the_help() -> None:
     assert invoke() == invoke("--help")
-    for command in ("demo", "presets", "accelerators", "inspect"):
+    for command in ("demo", "presets", "accelerators", "calibrate", "inspect"):
         assert re.search(rf"^\W*{command}\s", invoke(), flags=re.MULTILINE)
 
 
@@ -184,6 +184,10 @@ def test_example_input_is_zeros_of_the_shape_and_type() -> None:
         (["inspect", "torchvison:resnet50", "--input", "8x3x32x32"], "does not import: ModuleNotFoundError.*'torchvision'"),
         (["inspect", "resnet50", "--input", "8x3x32x32"], "expected torchvision:NAME"),
         (["demo", "--epochs", "0"], "--epochs"),
+        (["calibrate", "--output", "no/such/cpu.yaml"], "--output 'no/such/cpu.yaml' lies in a folder that does not exist"),
+        (["calibrate", "--output", str(ROOT / "README.md")], "README.md' exists.*--force"),
+        (["calibrate", "--device", "gpu"], "device is 'gpu'; expected 'cpu'"),
+        (["calibrate", "--batch", "0"], "--batch"),
         (["demo", "--seeds", "many"], "--seeds"),
         (["demo", "--quick", "--json", "."], "is a folder"),
     ],

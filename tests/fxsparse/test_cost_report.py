@@ -15,7 +15,10 @@ from torch import nn
 
 import fxsparse as fxs
 from fxsparse.cost_model import Accelerator, workload_from_dict
+from fxsparse.cost_model.cost import TAGS
+from fxsparse.cost_model.formulas import FORMULAS
 from fxsparse.cost_model.gemm import PASSES
+from fxsparse.cost_text import FIGURES
 
 X = torch.zeros(4, 3, 32, 32)
 
@@ -215,9 +218,46 @@ def test_public_names_load_without_torch() -> None:
 
 def test_workloads_in_the_metadata_are_the_cost_models_own() -> None:
     compiled = fxs.compile(net(), None, (X,))
-    compiled.price()
     costs = [item.meta["custom"]["fxsparse"]["cost"] for item in compiled.graphs[""].graph.nodes]
     works = [work for cost in costs for work in cost.get("work", ())]
     assert works
     for work in works:
         workload_from_dict({key: value for key, value in work.items() if key not in ("scales", "site")})
+
+
+@pytest.mark.parametrize("machine", [None, "eyeriss", "swat-array", "a100-80g"])
+def test_every_figure_has_a_tag_and_a_formula(machine: str | None) -> None:
+    report = fxs.compile(net(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (X,)).cost(machine)
+    total = report.total.total
+    shown = [figure for figure in FIGURES if getattr(total, figure) is not None]
+    assert {figure: total.tags.get(figure) in TAGS for figure in shown} == dict.fromkeys(shown, True)
+    text = report.formulas()
+    for figure in (*shown, "saved_bytes", "peak_bytes"):
+        [line] = [line for line in text.splitlines() if line.startswith(f"{figure} ")]
+        assert total.tags.get(figure, "ex") in line
+
+
+def test_every_formula_names_a_file_of_the_cost_model() -> None:
+    folder = Path(fxs.__file__).resolve().parent.parent / "cost_model"
+    for formula in FORMULAS:
+        assert formula.formula
+        assert formula.source
+        for name in formula.where.split(", "):
+            assert (folder / name).is_file(), name
+
+
+def test_nodes_carry_their_figures_for_the_machine_that_compile_is_given() -> None:
+    compiled = fxs.compile(net(), fxs.SWAT(weight_sparsity=0.5), (X,), accelerator="eyeriss")
+    report = compiled.cost("eyeriss")
+    facts = {node.name: node.meta["custom"]["fxsparse"]["cost"] for node in compiled.graphs[""].graph.nodes}
+    for node in report.nodes:
+        found = facts[node.node]
+        assert {which: found[which] for which in PASSES} == {which: getattr(node, which).to_dict() for which in PASSES}
+        assert (found["saved_bytes"], found["batch_size"]) == (node.saved_bytes, len(X))
+    assert sum(node.total.cycles or 0 for node in report.nodes) > 0
+    plain = fxs.compile(net(), None, (X,))
+    conv = next(node for node in plain.graphs[""].graph.nodes if node.op == "call_module").meta["custom"]["fxsparse"]["cost"]
+    assert conv["forward"]["macs"] == 4 * 32 * 32 * 32 * 27
+    assert conv["forward"]["cycles"] is None
+    with pytest.raises(fxs.CostError, match="'eyeriss'"):
+        fxs.compile(net(), None, (X,), accelerator="eyeris")

@@ -174,7 +174,14 @@ def test_every_preset_compiles_and_says_what_its_name_says() -> None:
     for name in fxs.presets():
         policy = preset_policy(name)
         (technique,) = policy
-        assert isinstance(technique, fxs.SWAT)
+        if not isinstance(technique, fxs.SWAT):
+            if isinstance(technique, fxs.NM):
+                assert name == f"nm-{technique.n}-{technique.m}"
+            else:
+                sparsity = technique.final_sparsity if isinstance(technique, fxs.GraNet) else technique.to_dict()["sparsity"]
+                assert sparsity == pytest.approx(int(name.rpartition("-")[2]) / 100)
+            assert fxs.compile(model, name, (x,)).masks
+            continue
         assert technique.weight_sparsity == pytest.approx(int(name.rpartition("-")[2]) / 100)
         compiled = fxs.compile(model, name, (x,))
         assert compiled.policy == policy

@@ -32,9 +32,7 @@ def test_resnet50_uniform(resnet50: torch.nn.Module, sparsity: float, training: 
     assert reduction(resnet50, weight_sparsity=sparsity) == (training, inference)
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "training", "inference"), [(0.5, "47.6", "48.6"), (0.6, "57.1", "58.3"), (0.7, "66.6", "68.0")]
-)
+@pytest.mark.parametrize(("sparsity", "training", "inference"), [(0.5, "47.6", "48.6"), (0.6, "57.1", "58.3"), (0.7, "66.6", "68.0")])
 def test_resnet50_structured(resnet50: torch.nn.Module, sparsity: float, training: str, inference: str) -> None:
     assert reduction(resnet50, weight_sparsity=sparsity, structure="kernel") == (training, inference)
 

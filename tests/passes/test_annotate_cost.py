@@ -106,7 +106,6 @@ def test_batch_size_is_a_parameter(batch: int) -> None:
 
 def test_every_node_carries_plain_data_that_survives_copies() -> None:
     compiled = fxs.compile(Tiny(), fxs.SWAT(weight_sparsity=0.5), (X,))
-    compiled.price()
     for graph in compiled.graphs.values():
         for item in graph.graph.nodes:
             cost = meta.read(item)["cost"]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fxsparse.passes.pricing import calls
-from fxsparse.passes.pricing.calls import CallPricer, Held
+from fxsparse.passes.pricing.calls import CallPricer
+from fxsparse.passes.pricing.keys import Held
 from fxsparse.passes.pricing.price import Price
 from fxsparse.passes.pricing.recording import Spec, spec_of
 
