@@ -51,9 +51,8 @@ def network(width: int) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--methods", nargs="+", default=["dense", "static", "rigl", "granet"], help="of dense, static, set, rigl, granet, saliency"
-    )
+    methods = "of dense, static, set, rigl, granet, saliency"
+    parser.add_argument("--methods", nargs="+", default=["dense", "static", "rigl", "granet"], help=methods)
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
