@@ -12,7 +12,7 @@ from .blpa_norm import decode_norm
 from .codes import groups, masks
 from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
-from .codes.room import large_like
+from .codes.room import give_back_free_pages
 from .codes.scheme import parse
 from .operator import operator
 
@@ -26,7 +26,9 @@ def encode(
     if not wanted or x.numel() == 0:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty((1 if positive else 2, 0), dtype=torch.float32)
     rounding = Rounding() if seed == NEAREST else Rounding(seed, int(clock.item()))
-    return groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
+    packed, stats = groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
+    give_back_free_pages(packed)
+    return packed, stats
 
 
 def encoded_like(x: Tensor, bits: int, group_size: int, wanted: bool, positive: bool = False) -> tuple[Tensor, Tensor]:
@@ -74,10 +76,12 @@ def dequantize(
 
     With `mean` and `rstd`, which have size 1 in the normalised dimensions: its layer normalisation, (x - mean) * rstd * weight + bias.
     """
-    out = large_like(shape, strides, dtype, packed.device)
+    read = parse(scheme)
+    if read.kind == "range":
+        give_back_free_pages(packed)
+    out = torch.empty_strided(list(shape), list(strides), dtype=dtype, device=packed.device)
     if out.numel() == 0:
         return out
-    read = parse(scheme)
     normalised = mean is not None and rstd is not None
     target = out.to(torch.float32) if normalised and dtype != torch.float32 else out
     if read.kind == "norm":
