@@ -43,12 +43,15 @@ _CONTRACTIONS = ("conv", "linear")
 
 @dataclass(frozen=True)
 class Code:
-    """Where the code of a tensor is found in the graph. ``normal``: mean, 1/sigma, weight and bias of a norm that is to follow."""
+    """Where the code of a tensor is found in the graph.
+
+    ``normal``: input, mean, 1/sigma, weight and bias of a layer norm that is to be applied to what the code stands for.
+    """
 
     packed: Any
     stats: Any
     scheme: str
-    normal: tuple[Any, Any, Any, Any] = (None, None, None, None)
+    normal: tuple[Any, ...] = (None,) * 5
 
 
 class CompressSaved(GraphPass):
@@ -246,10 +249,10 @@ class _Rewriter:
 
     # Codes
 
-    def _code(self, x: fx.Node, spec: BlpaSpec | SavedSpec, alive: Alive, *, follow: bool = False) -> Code:
+    def _code(self, x: fx.Node, spec: BlpaSpec | SavedSpec, alive: Alive, *, follow: bool = False, rows: bool = False) -> Code:
         """The code of a tensor: one that is there, or a new one; the tensor itself if it stays alive.
 
-        ``follow``: the reader can apply a norm to what a code stands for.
+        ``follow``: the reader can apply a norm to what a code stands for. ``rows``: the last dimension is that of features.
         """
         known = self.codes.get(x)
         if known is not None and (follow or known.normal[0] is None):
@@ -261,6 +264,7 @@ class _Rewriter:
             scheme = of_positive(spec.bits, spec.group_size)
         else:
             clock, bits, size, seed = self._rounding(x, spec)
+            size = _within_a_row(x, size) if rows else size
             made = self._op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self._gradient_wanted())
             scheme = of_range(bits, size)
         code = Code(self._item(made, 0), self._item(made, 1), scheme)
@@ -281,7 +285,7 @@ class _Rewriter:
         return out, f"keeps its input as {code.scheme}"
 
     def _linear(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
-        code = self._code(saver.x, spec, alive, follow=True)
+        code = self._code(saver.x, spec, alive, follow=True, rows=True)
         weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
         out = self._op(OPS.coded_linear.default, "contraction", spec, *args)
@@ -302,12 +306,12 @@ class _Rewriter:
     # Norms
 
     def _layer_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive)
+        facts, code = saver.facts, self._code(saver.x, spec, alive, rows=True)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
         made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
         out = self._item(made, 0)
-        self.codes[out] = Code(code.packed, code.stats, code.scheme, (self._item(made, 1), self._item(made, 2), weight, bias))
+        self.codes[out] = Code(code.packed, code.stats, code.scheme, (saver.x, self._item(made, 1), self._item(made, 2), weight, bias))
         self._replace(node, out)
         return out, f"keeps its input as {code.scheme}; its output follows from it"
 
@@ -446,6 +450,15 @@ def attention(
     used = q.shape[-1] ** -0.5 if scale is None else scale
     out: torch.Tensor = OPS.coded_attention.default(q, k, v, mask, p, causal, used, clock, bits, group_size, seed, True)[0]
     return out
+
+
+def _within_a_row(x: fx.Node, group_size: int) -> int:
+    """The largest group, a multiple of 8, that no two rows of a tensor (..., features) share: rows differ in scale, tokens most of all."""
+    found = value(x)
+    if not isinstance(found, torch.Tensor) or found.dim() < 2 or not isinstance(found.shape[-1], int):
+        return group_size
+    row = found.shape[-1]
+    return next((size for size in range(min(group_size, row) // 8 * 8, 31, -8) if row % size == 0), group_size)
 
 
 def _learns(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from .codes import masks
 from .codes.bits import parts_of
 from .codes.layout import by_channel, dense, dense_strides, in_memory_order
 from .codes.pieces import Piece, Pieces
-from .codes.room import large_like, room
+from .codes.room import room
 from .derivative import like, once
 from .operator import operator
 
@@ -116,7 +116,7 @@ class _Forward:
     def __init__(self, x: Tensor, affine: tuple[Any, Any], running: list[Tensor], norm: _Norm, activation: str, bits: int) -> None:
         self.activation, self.norm = activation, norm
         self.grid = rows.make_grid(*affine, x.shape[1], bits, activation == "relu", x.device)
-        self.y = large_like(x.shape, x.stride(), x.dtype, x.device)
+        self.y = torch.empty_like(x)
         self.inside = torch.empty_like(x, dtype=torch.bool) if activation == "relu6" else None
         source, target = by_channel(x), by_channel(self.y)
         pieces = Pieces(x, source.shape, bits)
@@ -230,7 +230,7 @@ def blpa_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias (the last two float32) of fxsparse::blpa_norm; `strides` are those of its y."""
     grad = like(grad, strides)
-    out = large_like(grad.shape, grad.stride(), grad.dtype, grad.device)
+    out = torch.empty_like(grad)
     if grad.numel() == 0:
         return out, stats.new_zeros(grad.shape[1]), stats.new_zeros(grad.shape[1])
     source, target = by_channel(grad), by_channel(out)

@@ -92,6 +92,7 @@ def coded_linear(
     packed: Tensor,
     stats: Tensor,
     scheme: str,
+    source: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
     norm_weight: Tensor | None,
@@ -101,7 +102,8 @@ def coded_linear(
 ) -> Tensor:
     """Return x @ weight.T + bias; of x only the code is kept.
 
-    With `mean` and `rstd`, x is the layer normalisation, with `norm_weight` and `norm_bias`, of what the code stands for.
+    With `mean` and `rstd`, x is the layer normalisation, with `norm_weight` and `norm_bias`, of `source`, whose code is kept. Of
+    `source` itself only the order in memory is used.
     """
     return torch.nn.functional.linear(x, weight, bias)
 
@@ -112,6 +114,7 @@ def _(
     packed: Tensor,
     stats: Tensor,
     scheme: str,
+    source: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
     norm_weight: Tensor | None,
@@ -123,25 +126,25 @@ def _(
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, stats, scheme, mean, rstd, norm_weight, norm_bias, weight, _ = inputs
-    ctx.kept = Kept(x, packed, stats, scheme, "coded_linear")
+    x, packed, stats, scheme, source, mean, rstd, norm_weight, norm_bias, weight, _ = inputs
+    ctx.kept = Kept(x, packed, stats, scheme, "coded_linear", source)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(weight, *((mean, rstd, norm_weight, norm_bias, *ctx.kept.tensors) if ctx.needs_input_grad[8] else ()))
+    ctx.save_for_backward(weight, *((mean, rstd, norm_weight, norm_bias, *ctx.kept.tensors) if ctx.needs_input_grad[9] else ()))
 
 
 @once("fxsparse::coded_linear")
 def _backward_linear(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     weight, *rest = ctx.saved_tensors
     flat = grad.reshape(-1, weight.shape[0])
     gx = (flat @ weight).reshape(ctx.kept.form.shape) if ctx.needs_input_grad[0] else None
     gw = None
-    if ctx.needs_input_grad[8]:
+    if ctx.needs_input_grad[9]:
         x = ctx.kept.restore(rest[4:], *rest[:4])
         gw = flat.t() @ x.reshape(-1, weight.shape[1])
-    gb = flat.sum(0) if ctx.needs_input_grad[9] else None
-    return gx, *(None,) * 7, gw, gb
+    gb = flat.sum(0) if ctx.needs_input_grad[10] else None
+    return gx, *(None,) * 8, gw, gb
 
 
 coded_linear.register_autograd(_backward_linear, setup_context=_setup_linear)

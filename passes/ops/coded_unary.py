@@ -12,7 +12,6 @@ from torch import Tensor
 from .codes import groups, masks
 from .codes.groups import Rounding
 from .codes.layout import dense, in_memory_order
-from .codes.room import large_like
 from .codes.scheme import of_positive, of_range
 from .derivative import like, once
 from .operator import operator
@@ -187,7 +186,7 @@ positive_relu.register_autograd(_backward_positive, setup_context=_setup_positiv
 def positive_gradient(grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_size: int, bits: int) -> Tensor:
     """Return `grad` where the code of fxsparse::positive_relu is not 0, 0 elsewhere, with these strides."""
     grad = like(grad, strides)
-    out = large_like(grad.shape, grad.stride(), grad.dtype, grad.device)
+    out = torch.empty_like(grad)
     groups.where_positive(packed, group_size, bits, in_memory_order(grad), in_memory_order(out))
     return out
 

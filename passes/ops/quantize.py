@@ -12,7 +12,7 @@ from .blpa_norm import decode_norm
 from .codes import groups, masks
 from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
-from .codes.room import large_like
+from .codes.room import give_back_free_pages
 from .codes.scheme import parse
 from .operator import operator
 
@@ -26,7 +26,9 @@ def encode(
     if not wanted or x.numel() == 0:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty((1 if positive else 2, 0), dtype=torch.float32)
     rounding = Rounding() if seed == NEAREST else Rounding(seed, int(clock.item()))
-    return groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
+    packed, stats = groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
+    give_back_free_pages(packed)
+    return packed, stats
 
 
 def encoded_like(x: Tensor, bits: int, group_size: int, wanted: bool, positive: bool = False) -> tuple[Tensor, Tensor]:
@@ -74,10 +76,12 @@ def dequantize(
 
     With `mean` and `rstd`, which have size 1 in the normalised dimensions: its layer normalisation, (x - mean) * rstd * weight + bias.
     """
-    out = large_like(shape, strides, dtype, packed.device)
+    read = parse(scheme)
+    if read.kind == "range":
+        give_back_free_pages(packed)
+    out = torch.empty_strided(list(shape), list(strides), dtype=dtype, device=packed.device)
     if out.numel() == 0:
         return out
-    read = parse(scheme)
     normalised = mean is not None and rstd is not None
     target = out.to(torch.float32) if normalised and dtype != torch.float32 else out
     if read.kind == "norm":
@@ -136,11 +140,12 @@ dequantize.without_derivative()
 
 
 class Form:
-    """Shape, strides and dtype of a tensor whose code is kept."""
+    """Shape, dtype, and the order in memory, which is that of ``source`` if one is given, of a tensor whose code is kept."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, source: Tensor | None = None) -> None:
         self.shape, self.dtype = list(x.shape), x.dtype
-        self.strides = list(x.stride()) if is_dense(x) else dense_strides(x.shape, _contiguous_strides(x.shape))
+        ordered = x if source is None else source
+        self.strides = list(ordered.stride()) if is_dense(ordered) else dense_strides(x.shape, _contiguous_strides(x.shape))
 
     def restore(self, packed: Tensor, stats: Tensor, scheme: str, *normal: Tensor | None) -> Tensor:
         """The tensor that the code stands for."""
@@ -164,11 +169,12 @@ def _contiguous_strides(shape: Sequence[int]) -> list[int]:
 class Kept:
     """One operand of an operator as it is kept for backward: its code, or itself where the scheme is "exact".
 
-    ``tensors`` go to ``ctx.save_for_backward``, in the order in which ``restore`` wants them back.
+    ``tensors`` go to ``ctx.save_for_backward``, in the order in which ``restore`` wants them back. ``source``: what the code was
+    made of, if that is not the operand itself.
     """
 
-    def __init__(self, x: Tensor, packed: Tensor, stats: Tensor, scheme: str, op: str) -> None:
-        self.form, self.scheme = Form(x), scheme
+    def __init__(self, x: Tensor, packed: Tensor, stats: Tensor, scheme: str, op: str, source: Tensor | None = None) -> None:
+        self.form, self.scheme = Form(x, source), scheme
         if scheme == "exact":
             self.tensors: tuple[Tensor, ...] = (x,)
             return

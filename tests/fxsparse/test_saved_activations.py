@@ -38,7 +38,9 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def vit() -> nn.Module:
-    return VisionTransformer(image_size=32, patch_size=4, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=256, num_classes=10)
+    model = VisionTransformer(image_size=32, patch_size=4, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=256, num_classes=10)
+    model.heads.head.reset_parameters()  # torchvision's zeros let no gradient through
+    return model
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], fxs.Policy, tuple[int, ...], float]] = {
@@ -61,8 +63,13 @@ def test_outputs_are_exact_and_little_is_kept(
     assert kept_bytes(eager, x) / kept_bytes(compiled, x) > ratio
     compiled.eval()
     eager.eval()
-    with torch.no_grad():
-        assert torch.equal(compiled(x), eager(x))
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one kernel rounds otherwise
+    try:
+        with torch.no_grad():
+            assert torch.equal(compiled(x), eager(x))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @pytest.mark.parametrize(("make", "policy", "shape", "ratio"), MODELS.values(), ids=MODELS.keys())
