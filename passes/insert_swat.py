@@ -5,14 +5,15 @@ For a weight w and its activation x the pass turns  out = conv(x, w)  into
     tau    = refresh_threshold(w, ...)       selected anew every `period` training forwards, a buffer in between
     w_hat  = sparsify(w, tau)                straight-through: the dense weight learns
     tau_a  = refresh_threshold(x, ...)
-    a_hat  = sparsify(x, tau_a)              only where a gradient is wanted
-    out    = swat_convolution(x, a_hat, w_hat, ...)   saves a_hat and w_hat, nothing else
+    a_hat  = pack_sparse(x, tau_a)           where its elements stand and their values; only where a gradient is wanted
+    out    = swat_convolution(x, a_hat, w_hat, ..., w, tau)   saves a_hat, and of w_hat what it follows from, nothing else
 
 Source: Raihan & Aamodt, NeurIPS 2020, arXiv 2001.01969, algorithm 1.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,9 @@ from .base import Change, GraphPass, Skip
 from .contractions import Operands, find_contractions, path_of
 from .graph import Recorder, first_real_node, value
 from .ops import OPS
+from .ops.codes.positions import DENSEST_GAPS
+from .ops.codes.scheme import EXACT, of_sparse
+from .ops.pack_sparse import NEAREST
 from .recurrent import swat_recurrent
 from .sites import Site, each_axis
 from .specs import SwatSpec
@@ -180,14 +184,16 @@ class _Rewriter:
         node, operands = operands.node, self._up_to_date(operands)
         weight, weight_name = self._dense_weight(operands)
         with self.make.before(node):
-            w_hat = self._through(operands.chain, weight, self._sparse_weight(weight, weight_name, spec))
+            sparse = self._sparse_weight(weight, weight_name, spec)
+            w_hat = self._through(operands.chain, weight, sparse)
+            follows = self._followed(operands, sparse, spec)
             out = {
                 "conv": self._convolution,
                 "conv_transpose": self._convolution,
                 "linear": self._linear,
                 "bilinear": self._bilinear,
                 "einsum": self._einsum,
-            }[operands.operator](operands, w_hat, spec, index)
+            }[operands.operator](operands, w_hat, follows, spec, index)
         node.replace_all_uses_with(out)
         self._replaced[node] = out
         users = tuple(user.name for user in out.users if user.name not in self.make.added)
@@ -249,19 +255,31 @@ class _Rewriter:
         self._weights["sparse", name] = w_hat
         return w_hat
 
-    def _sparse_activation(self, x: Any, spec: SwatSpec, index: int, dims: Sequence[int]) -> Any:
-        """What grad-weight sees in place of x: x itself if activations stay dense."""
+    def _kept(self, x: Any, spec: SwatSpec, index: int, dims: Sequence[int], padded: Any = None) -> tuple[Any, ...]:
+        """What grad-weight sees in place of x, or of what padding made of it, and how to read it: x itself if activations stay dense."""
+        given = x if padded is None else padded
         if not spec.sparsifies_activation:
-            return x
+            return given, EXACT, None, None
         wanted = self._gradient_wanted()
         threshold = self._threshold(x, spec, "activation", f"_{index}", spec.activation_period, [], 1, list(dims), wanted)
-        a_hat = self.make.function(OPS.sparsify.default, self.make.method("detach", x), threshold, [], 1, wanted)
+        density = spec.activation_density
+        scheme = of_sparse("gaps" if density < DENSEST_GAPS else "bitmap")
+        a_hat = self.make.function(
+            OPS.pack_sparse.default, self.make.method("detach", given), threshold, wanted, self._now(), scheme, NEAREST, density
+        )
+        where, values, stats, kept = (self.make.function(operator.getitem, a_hat, place) for place in range(4))
         counts = self.make.attribute(state_target(spec.site, f"activation_counts_{index}"))
-        counted = self.make.function(OPS.count_kept.default, a_hat, counts, self._now(), spec.activation_period)
+        counted = self.make.function(OPS.count_kept.default, given, kept, counts, self._now(), spec.activation_period, wanted)
         for node, role in ((threshold, "activation_threshold"), (a_hat, "sparse_activation"), (counted, "activation_counter")):
             meta.write(node, site=spec.site, role=role)
-        a_hat.meta["val"] = value(x)
-        return a_hat
+        return where, scheme, values, stats
+
+    @staticmethod
+    def _followed(operands: Operands, w_hat: fx.Node, spec: SwatSpec) -> tuple[Any, ...]:
+        """What the sparse weight of a contraction follows from; nothing if it is dense, or seen through views."""
+        if operands.chain or not spec.sparsifies_weight:
+            return None, None, [], 1
+        return tuple(w_hat.args[:4])
 
     def _threshold(self, x: Any, spec: SwatSpec, what: str, suffix: str, period: int, dims: Any, groups: int, per: Any, on: Any) -> fx.Node:
         stored = self.make.attribute(state_target(spec.site, f"{what}_threshold{suffix}"))
@@ -296,7 +314,7 @@ class _Rewriter:
 
     # The contractions
 
-    def _convolution(self, operands: Operands, w_hat: fx.Node, spec: SwatSpec, index: int) -> fx.Node:
+    def _convolution(self, operands: Operands, w_hat: fx.Node, follows: tuple[Any, ...], spec: SwatSpec, index: int) -> fx.Node:
         transposed = operands.operator == "conv_transpose"
         geometry = self._geometry(operands)
         axes, x = geometry["axes"], operands.activation
@@ -305,21 +323,14 @@ class _Rewriter:
         if unbatched:
             x = self.make.method("unsqueeze", x, 0)
         dims = threshold_dims(operands.operator, axes + 2, spec.granularity)
-        a_hat = self._sparse_activation(x, spec, index, dims)
-        if geometry["pad"] is not None:
-            x, a_hat = self._padded(x, a_hat, *geometry["pad"])
+        padded = self.make.function(F.pad, x, geometry["pad"][0], mode=geometry["pad"][1]) if geometry["pad"] is not None else None
+        a_hat, *kept = self._kept(x, spec, index, dims, padded)
         out = self.make.function(
-            OPS.swat_convolution.default, x, a_hat, w_hat, geometry["bias"], geometry["stride"], geometry["padding"],
-            geometry["dilation"], transposed, geometry["output_padding"], geometry["groups"],
+            OPS.swat_convolution.default, x if padded is None else padded, a_hat, w_hat, geometry["bias"], geometry["stride"],
+            geometry["padding"], geometry["dilation"], transposed, geometry["output_padding"], geometry["groups"], *kept, *follows,
         )  # fmt: skip
         meta.write(out, site=spec.site, role="contraction")
         return self.make.method("squeeze", out, 0) if unbatched else out
-
-    def _padded(self, x: Any, a_hat: Any, amounts: list[int], mode: str) -> tuple[fx.Node, Any]:
-        padded = self.make.function(F.pad, x, amounts, mode=mode)
-        if a_hat is x:
-            return padded, padded
-        return padded, self.make.function(pad_if_any, a_hat, amounts, mode)
 
     def _geometry(self, operands: Operands) -> dict[str, Any]:
         if isinstance(operands.weight, str):
@@ -369,7 +380,7 @@ class _Rewriter:
             known = self._weights["bias", target] = self.make.attribute(target)
         return known
 
-    def _linear(self, operands: Operands, w_hat: fx.Node, spec: SwatSpec, index: int) -> fx.Node:
+    def _linear(self, operands: Operands, w_hat: fx.Node, follows: tuple[Any, ...], spec: SwatSpec, index: int) -> fx.Node:
         x = operands.activation
         if isinstance(operands.weight, str):
             bias: Any = self._bias(operands, self.gm.get_submodule(str(operands.node.target)))
@@ -377,12 +388,12 @@ class _Rewriter:
             bias = operands.arguments["bias"]
         rank = value(x).dim() if isinstance(value(x), torch.Tensor) else 2
         dims = threshold_dims("linear", rank, spec.granularity)
-        a_hat = self._sparse_activation(x, spec, index, dims)
-        out = self.make.function(OPS.swat_linear.default, x, a_hat, w_hat, bias)
+        a_hat, *kept = self._kept(x, spec, index, dims)
+        out = self.make.function(OPS.swat_linear.default, x, a_hat, w_hat, bias, *kept, *follows)
         meta.write(out, site=spec.site, role="contraction")
         return out
 
-    def _bilinear(self, operands: Operands, w_hat: fx.Node, spec: SwatSpec, index: int) -> fx.Node:
+    def _bilinear(self, operands: Operands, w_hat: fx.Node, follows: tuple[Any, ...], spec: SwatSpec, index: int) -> fx.Node:
         """x1 W x2 as a SWAT contraction of x1 with W, whose result meets x2 in a product of activations."""
         if isinstance(operands.weight, str):
             second = operands.arguments["second"]
@@ -391,20 +402,20 @@ class _Rewriter:
             second, bias = operands.arguments["input2"], operands.arguments["bias"]
         x = operands.activation
         rank = value(x).dim() if isinstance(value(x), torch.Tensor) else 2
-        a_hat = self._sparse_activation(x, spec, index, threshold_dims("linear", rank, spec.granularity))
+        a_hat, *kept = self._kept(x, spec, index, threshold_dims("linear", rank, spec.granularity))
         batch = "abcdefgh"[: rank - 1]
-        joint = self.make.function(OPS.swat_einsum.default, x, a_hat, w_hat, f"{batch}i,oij->{batch}oj")
+        joint = self.make.function(OPS.swat_einsum.default, x, a_hat, w_hat, f"{batch}i,oij->{batch}oj", *kept, *follows)
         meta.write(joint, site=spec.site, role="contraction")
         product = self.make.function(torch.mul, joint, self.make.method("unsqueeze", second, -2))
         out = self.make.method("sum", product, -1)
         return out if bias is None else self.make.function(torch.add, out, bias)
 
-    def _einsum(self, operands: Operands, w_hat: fx.Node, spec: SwatSpec, index: int) -> fx.Node:
+    def _einsum(self, operands: Operands, w_hat: fx.Node, follows: tuple[Any, ...], spec: SwatSpec, index: int) -> fx.Node:
         arguments, x = operands.arguments, operands.activation
         equation = arguments["equation"]
         dims = threshold_dims("einsum", len(equation.partition(",")[0]), spec.granularity, equation)
-        a_hat = self._sparse_activation(x, spec, index, dims)
-        out = self.make.function(OPS.swat_einsum.default, x, a_hat, w_hat, equation)
+        a_hat, *kept = self._kept(x, spec, index, dims)
+        out = self.make.function(OPS.swat_einsum.default, x, a_hat, w_hat, equation, *kept, *follows)
         meta.write(out, site=spec.site, role="contraction")
         if "alpha" not in arguments:
             return out
@@ -458,12 +469,7 @@ class _Rewriter:
             return None
         names = (f"activation_threshold_{slot}", "activation_density", f"activation_counts_{slot}")
         stored = [self.make.attribute(state_target(spec.site, name)) for name in names]
-        return (*stored, spec.activation_period, f"activation:{spec.site}")
-
-
-def pad_if_any(a_hat: torch.Tensor, amounts: list[int], mode: str) -> torch.Tensor:
-    """A padded sparse activation; the empty one that stands for "no gradient wanted" stays empty."""
-    return F.pad(a_hat, amounts, mode=mode) if a_hat.numel() else a_hat
+        return (*stored, spec.activation_period, f"activation:{spec.site}", spec.activation_density)
 
 
 def _split_padding(geometry: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, Any]:

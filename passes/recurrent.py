@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from .ops.codes.scheme import of_sparse
+from .ops.pack_sparse import NEAREST
 
 GATES = {"LSTM": 4, "GRU": 3}
 
@@ -142,11 +145,15 @@ class _Cell:
         return (candidate + update * (hidden - candidate),)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
-        a_hat = x
+        a_hat, kept = x, cast(tuple[Any, ...], ())
         if activation is not None:
-            stored, density, counts, period, site = activation
+            stored, density, counts, period, site, share = activation
             threshold = torch.ops.fxsparse.refresh_threshold(x.detach(), stored, self.now, density, period, [], 1, [], self.wanted, site)
-            a_hat = torch.ops.fxsparse.sparsify(x.detach(), threshold, [], 1, self.wanted)
-            torch.ops.fxsparse.count_kept(a_hat, counts, self.now, period)
-        out: Tensor = torch.ops.fxsparse.swat_linear(x, a_hat, weight, bias)
+            scheme = of_sparse("bitmap")
+            a_hat, values, stats, count = torch.ops.fxsparse.pack_sparse(
+                x.detach(), threshold, self.wanted, self.now, scheme, NEAREST, share
+            )
+            torch.ops.fxsparse.count_kept(x, count, counts, self.now, period, self.wanted)
+            kept = (scheme, values, stats)
+        out: Tensor = torch.ops.fxsparse.swat_linear(x, a_hat, weight, bias, *kept)
         return out

@@ -15,9 +15,9 @@ from fxsparse.errors import VerificationError
 
 from . import meta
 from .contractions import parameter_of
-from .insert_swat import pad_if_any
 from .masks.apply import apply_mask
 from .ops import OPS
+from .ops.codes.scheme import EXACT
 
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
 _VIEWS_LIMIT = 32
@@ -91,29 +91,53 @@ def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     if node.target not in _CONTRACTIONS:
         return None
     dense, kept = node.args[0], node.args[1]
-    if kept is dense:
+    scheme, values, stats = _last_arguments(node)[:3]
+    if scheme == EXACT:
+        return None if kept is dense else f"it keeps {kept}, which is not its activation, in full"
+    packs = [part.args[0] if isinstance(part, fx.Node) and part.target is operator.getitem else None for part in (kept, values, stats)]
+    pack = packs[0]
+    if not isinstance(pack, fx.Node) or pack.target is not OPS.pack_sparse.default or any(other is not pack for other in packs):
+        return "what it keeps for grad-weight is neither its activation nor a packed one"
+    if pack.args[4] != scheme:
+        return f"it reads {pack} as {scheme!r}, which is packed as {pack.args[4]!r}"
+    source = _without_detach(pack.args[0])
+    return None if source is dense else f"it multiplies {dense}, but keeps {source}"
+
+
+def _sparse_weight_follows(_gm: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.target not in _CONTRACTIONS:
         return None
-    while isinstance(kept, fx.Node) and kept.target is pad_if_any:
-        if not isinstance(dense, fx.Node) or dense.target is not torch.nn.functional.pad or _padding(dense) != _padding(kept):
-            return f"{kept} is padded otherwise than {dense}"
-        kept, dense = kept.args[0], dense.args[0]
-    if not isinstance(kept, fx.Node) or kept.target is not OPS.sparsify.default:
-        return "what it keeps for grad-weight is neither its activation nor a sparsified one"
-    source: Any = kept.args[0]
-    if source is not dense and not (source.target == "detach" and source.args[0] is dense):
-        return f"it multiplies {dense}, but keeps {source}"
+    followed: tuple[Any, ...] = _last_arguments(node)[3:]
+    if followed[0] is None:
+        return None
+    w_hat: Any = node.args[2]
+    if w_hat.target is not OPS.sparsify.default or tuple(w_hat.args[:4]) != followed:
+        return f"its weight is {w_hat}, but its backward pass would make it of {followed}"
     return None
 
 
+def _last_arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Scheme, values and statistics of what a contraction keeps, and what its sparse weight follows from; the defaults where not given."""
+    first = [argument.name for argument in node.target._schema.arguments].index("scheme")  # type: ignore[union-attr]
+    given = tuple(node.args[first:])
+    return (*given, *(EXACT, None, None, None, None, None, 1)[len(given) :])
+
+
 def _threshold_belongs(_gm: fx.GraphModule, node: fx.Node) -> str | None:
-    if node.target is not OPS.sparsify.default:
+    if node.target is OPS.pack_sparse.default:
+        scored, groups = [], 1
+    elif node.target is OPS.sparsify.default:
+        scored, groups = node.args[2:4]  # type: ignore[assignment]
+    else:
         return None
-    threshold, (scored, groups) = node.args[1], node.args[2:4]
+    threshold = node.args[1]
     if not isinstance(threshold, fx.Node) or threshold.target is not OPS.refresh_threshold.default:
         return f"its threshold is {threshold}, not a refresh_threshold"
     if threshold.args[5:7] != (scored, groups):
         return "it scores other dimensions than its threshold was selected over"
     measured, sparsified = _without_detach(threshold.args[0]), _without_detach(node.args[0])
+    if measured is not sparsified and isinstance(sparsified, fx.Node) and sparsified.target is torch.nn.functional.pad:
+        sparsified = sparsified.args[0]  # padding makes no new values, but zeros
     return None if measured is sparsified else f"its threshold was selected on {measured}, not on {sparsified}"
 
 
@@ -187,12 +211,6 @@ def _behind_views(node: Any) -> fx.Node | None:
     return None
 
 
-def _padding(node: fx.Node) -> tuple[Any, Any]:
-    """Amounts and mode of a pad node."""
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    return node.args[1], mode
-
-
 def _without_detach(node: Any) -> Any:
     return node.args[0] if isinstance(node, fx.Node) and node.target == "detach" else node
 
@@ -203,6 +221,7 @@ RULES = (
     Rule("attributes and modules exist", _targets_exist),
     Rule("a SWAT contraction multiplies with a parameter", _weight_is_sparse_parameter),
     Rule("a SWAT contraction keeps its own activation", _activation_matches),
+    Rule("a sparse weight is made anew as it was made", _sparse_weight_follows),
     Rule("a threshold is applied to what it was selected on", _threshold_belongs),
     Rule("thresholds are kept in fxsparse's buffers", _threshold_is_state),
     Rule("a weight is masked by its own mask", _mask_is_the_weights_own),

@@ -9,6 +9,7 @@ from .density import count_kept
 from .einsum import swat_einsum
 from .linear import swat_linear
 from .masked_weight import mask_gradient, masked_weight
+from .pack_sparse import pack_sparse
 from .selection import kept_count, kth_largest, kth_largest_per_slice
 from .sparsify import sparsify
 from .threshold import refresh_threshold
@@ -29,6 +30,7 @@ __all__ = [
     "kth_largest_per_slice",
     "mask_gradient",
     "masked_weight",
+    "pack_sparse",
     "quantize",
     "refresh_threshold",
     "sparsify",

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from .autocast import cast_to_active_dtype
 from .operator import operator
-from .sparse_operands import W_HAT, X, save_sparse_operands
+from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 BIAS = 3
+GEOMETRY = 6  # arguments from stride to groups
+OPERANDS = ("x", "a_hat", "w_hat", "bias")
 
 
 @operator()
@@ -25,13 +27,21 @@ def swat_convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    scheme: str = "exact",
+    values: Tensor | None = None,
+    stats: Tensor | None = None,
+    w: Tensor | None = None,
+    threshold: Tensor | None = None,
+    dims: Sequence[int] | None = None,
+    w_groups: int = 1,
 ) -> Tensor:
     """Return aten.convolution of x and w_hat, for x and a_hat (N, C_in, *space) with one to three space dimensions.
 
-    The gradient of w_hat is computed from `a_hat` and that of x from `w_hat`, which alone are saved; a_hat gets none, since x's
-    gradient is straight-through. Under autocast the operands are cast to the active dtype.
+    The gradient of w_hat is computed from `a_hat` and that of x from `w_hat`, which alone are saved, or what they follow from (see
+    sparse_operands.py); a_hat gets none, since x's gradient is straight-through. Under autocast the operands are cast to the active
+    dtype.
 
-    Raises: ValueError when w_hat needs a gradient and a_hat is not of x's shape.
+    Raises: ValueError when w_hat needs a gradient and a_hat is neither of x's shape nor packed.
     Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1.
     """
     return _convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups)
@@ -49,6 +59,13 @@ def _(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
+    scheme: str = "exact",
+    values: Tensor | None = None,
+    stats: Tensor | None = None,
+    w: Tensor | None = None,
+    threshold: Tensor | None = None,
+    dims: Sequence[int] | None = None,
+    w_groups: int = 1,
 ) -> Tensor:
     return _convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups)
 
@@ -59,27 +76,24 @@ def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, *geometry: Any) -> T
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, a_hat, w_hat, _, *geometry = inputs
-    save_sparse_operands(ctx, x, a_hat, w_hat, "swat_convolution")
-    ctx.geometry = geometry
+    x, a_hat, w_hat, _, *rest = inputs
+    ctx.arguments, ctx.geometry = len(inputs), rest[:GEOMETRY]
+    ctx.operands = SparseOperands(ctx, "swat_convolution", x, a_hat, w_hat, rest[GEOMETRY:])
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    unchanged = (None,) * len(ctx.geometry)
-    if grad is None:
-        return (None, None, None, None, *unchanged)
-    a_hat, w_hat = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask = [ctx.needs_input_grad[X], ctx.needs_input_grad[W_HAT], ctx.needs_input_grad[BIAS]]
+    a_hat, w_hat = ctx.operands.a_hat(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)
     grad_x, grad_w, grad_bias = torch.ops.aten.convolution_backward.default(
         grad,
-        grad.new_empty(1).expand(ctx.x_shape) if a_hat is None else a_hat,
-        grad.new_empty(1).expand(ctx.w_shape) if w_hat is None else w_hat,
+        grad.new_empty(1).expand(ctx.operands.x.shape) if a_hat is None else a_hat,
+        grad.new_empty(1).expand(ctx.operands.w_shape) if w_hat is None else w_hat,
         [grad.shape[1]] if mask[2] else None,
         *ctx.geometry,
         mask,
     )
-    return (grad_x, None, grad_w, grad_bias, *unchanged)
+    return (grad_x, None, grad_w, grad_bias, *(None,) * (ctx.arguments - 4))
 
 
-swat_convolution.register_autograd(_backward, setup_context=_setup)
-cast_to_active_dtype("swat_convolution")
+swat_convolution.register_autograd(rule("swat_convolution", _backward), setup_context=_setup)
+cast_to_active_dtype("swat_convolution", only=OPERANDS)

@@ -1,5 +1,6 @@
 """fxsparse::swat_einsum, a contraction of two operands that keeps only sparse operands for its backward pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,26 +8,51 @@ from torch import Tensor
 
 from .autocast import cast_to_active_dtype
 from .operator import operator
-from .sparse_operands import W_HAT, X, save_sparse_operands
+from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 
 @operator()
-def swat_einsum(x: Tensor, a_hat: Tensor, w_hat: Tensor, equation: str) -> Tensor:
+def swat_einsum(
+    x: Tensor,
+    a_hat: Tensor,
+    w_hat: Tensor,
+    equation: str,
+    scheme: str = "exact",
+    values: Tensor | None = None,
+    stats: Tensor | None = None,
+    w: Tensor | None = None,
+    threshold: Tensor | None = None,
+    dims: Sequence[int] | None = None,
+    w_groups: int = 1,
+) -> Tensor:
     """Return torch.einsum(equation, x, w_hat), the equation as "x indices,w indices->output indices"; a_hat has x's shape.
 
-    The gradient of w_hat is computed from `a_hat` and that of x from `w_hat`, which alone are saved; a_hat gets none, since x's
-    gradient is straight-through. Under autocast the operands are cast to the active dtype.
+    The gradient of w_hat is computed from `a_hat` and that of x from `w_hat`, which alone are saved, or what they follow from (see
+    sparse_operands.py); a_hat gets none, since x's gradient is straight-through. Under autocast the operands are cast to the active
+    dtype.
 
     Raises: ValueError for an equation without "->", with an ellipsis, with other than two operands, with an index twice in one term
     or in one term only, and for sizes that do not agree (a size of 1 is not broadcast); also when w_hat needs a gradient and a_hat
-    is not of x's shape.
+    is neither of x's shape nor packed.
     Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1, for any bilinear contraction.
     """
     return _contract(x, w_hat, equation)
 
 
 @swat_einsum.register_fake
-def _(x: Tensor, a_hat: Tensor, w_hat: Tensor, equation: str) -> Tensor:
+def _(
+    x: Tensor,
+    a_hat: Tensor,
+    w_hat: Tensor,
+    equation: str,
+    scheme: str = "exact",
+    values: Tensor | None = None,
+    stats: Tensor | None = None,
+    w: Tensor | None = None,
+    threshold: Tensor | None = None,
+    dims: Sequence[int] | None = None,
+    w_groups: int = 1,
+) -> Tensor:
     return _contract(x, w_hat, equation)
 
 
@@ -70,20 +96,18 @@ def _contract(x: Tensor, w: Tensor, equation: str) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, a_hat, w_hat, equation = inputs
-    save_sparse_operands(ctx, x, a_hat, w_hat, "swat_einsum")
-    ctx.terms = parse_equation(equation)
+    x, a_hat, w_hat, equation, *kept = inputs
+    ctx.arguments, ctx.terms = len(inputs), parse_equation(equation)
+    ctx.operands = SparseOperands(ctx, "swat_einsum", x, a_hat, w_hat, kept)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, Tensor | None, None]:
-    if grad is None:
-        return None, None, None, None
-    a_hat, w_hat = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    operands, saved = ctx.operands, ctx.saved_tensors
     x, w, out = ctx.terms
-    grad_x = torch.einsum(f"{out},{w}->{x}", grad, w_hat) if ctx.needs_input_grad[X] else None
-    grad_w = torch.einsum(f"{out},{x}->{w}", grad, a_hat) if ctx.needs_input_grad[W_HAT] else None
-    return grad_x, None, grad_w, None
+    grad_x = torch.einsum(f"{out},{w}->{x}", grad, operands.w_hat(saved)) if ctx.needs_input_grad[X] else None
+    grad_w = torch.einsum(f"{out},{x}->{w}", grad, operands.a_hat(saved)) if ctx.needs_input_grad[W_HAT] else None
+    return (grad_x, None, grad_w, *(None,) * (ctx.arguments - 3))
 
 
-swat_einsum.register_autograd(_backward, setup_context=_setup)
-cast_to_active_dtype("swat_einsum")
+swat_einsum.register_autograd(rule("swat_einsum", _backward), setup_context=_setup)
+cast_to_active_dtype("swat_einsum", only=("x", "a_hat", "w_hat"))

@@ -15,8 +15,7 @@ from .codes.layout import block_elements, blocks, dense, dense_strides, in_memor
 from .codes.room import give_back_free_pages
 from .codes.scheme import parse
 from .operator import operator
-
-NEAREST = -1
+from .pack_sparse import NEAREST, unpack_sparse
 
 
 def encode(
@@ -71,8 +70,11 @@ def dequantize(
     rstd: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """Return the tensor that a code stands for, with this shape, these strides (of a dense tensor) and this dtype.
+
+    A sparse tensor has its positions in `packed` and what they hold in `values`.
 
     With `mean` and `rstd`, which have size 1 in the normalised dimensions: its layer normalisation, (x - mean) * rstd * weight + bias.
     """
@@ -86,6 +88,8 @@ def dequantize(
     target = out.to(torch.float32) if normalised and dtype != torch.float32 else out
     if read.kind == "norm":
         decode_norm(packed, stats, read.activation, read.bits, target)
+    elif values is not None:
+        unpack_sparse(read, packed, values, stats, in_memory_order(target))
     elif read.kind == "mask":
         in_memory_order(target).copy_(masks.decode(packed, out.numel()))
     else:
@@ -132,6 +136,7 @@ def _(
     rstd: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    values: Tensor | None = None,
 ) -> Tensor:
     return packed.new_empty_strided(list(shape), list(strides), dtype=dtype)
 
@@ -147,10 +152,10 @@ class Form:
         ordered = x if source is None else source
         self.strides = list(ordered.stride()) if is_dense(ordered) else dense_strides(x.shape, _contiguous_strides(x.shape))
 
-    def restore(self, packed: Tensor, stats: Tensor, scheme: str, *normal: Tensor | None) -> Tensor:
+    def restore(self, packed: Tensor, stats: Tensor, scheme: str, *normal: Tensor | None, values: Tensor | None = None) -> Tensor:
         """The tensor that the code stands for."""
         found: Tensor = torch.ops.fxsparse.dequantize(
-            packed, stats, scheme, self.shape, self.strides, self.dtype, *(normal or (None, None, None, None))
+            packed, stats, scheme, self.shape, self.strides, self.dtype, *(normal or (None, None, None, None)), values
         )
         return found
 

@@ -45,7 +45,7 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
     if name in ("convolution", "convolution_overrideable"):
         return _convolution(split, arguments[0], arguments[1], operation.output, arguments[3:9:1])
     if name == "swat_convolution":
-        x, _, w, _, stride, padding, dilation, transposed, output_padding, groups = arguments
+        x, _, w, _, stride, padding, dilation, transposed, output_padding, groups, *_ = arguments
         return _convolution(split, x, w, operation.output, (stride, padding, dilation, transposed, output_padding, groups))
     if name == "swat_linear":
         return _product(

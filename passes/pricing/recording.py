@@ -200,7 +200,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = plain_name(function)
         if name in FREE or function.is_view:
             return
-        if name == "sparsify" and not args[4]:
+        if (name == "sparsify" and not args[4]) or (name == "pack_sparse" and not args[2]):
             return
         is_contraction = name in CONTRACTIONS
         overwritten = name in ("copy", "fill", "zero", "bernoulli", "uniform", "normal") and not fresh
@@ -208,7 +208,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = outputs if outputs else inputs[:1] if name.startswith("_foreach") else []
         every = 1
         if name in ("refresh_threshold", "count_kept"):
-            every = int(args[4] if name == "refresh_threshold" else args[3])
+            every = int(args[4])
             if name == "refresh_threshold" and not args[8]:
                 return
         record.operations.append(

@@ -1,0 +1,113 @@
+"""fxsparse::pack_sparse, the elements of a tensor that reach a threshold: where they stand, and their values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+from .codes import groups, positions
+from .codes.groups import Rounding
+from .codes.layout import dense, in_memory_order
+from .codes.masks import packed_size
+from .codes.scheme import Scheme, parse
+from .operator import operator
+
+NEAREST = -1
+
+
+@operator()
+def pack_sparse(
+    x: Tensor, threshold: Tensor, enabled: bool, clock: Tensor, scheme: str, seed: int, density: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return where |x| >= threshold and x is not 0 (uint8), the values there, the statistics of their codes, and their number.
+
+    `threshold` is broadcast against x. Ties are kept, and so is what cannot be compared (a NaN in either). What it stands for equals
+    fxsparse::sparsify of x. The scheme is of_sparse(...): with 0 bits the values are x's own, (kept,) of its dtype, and there are no
+    statistics; else they are codes (uint8) as fxsparse::quantize makes them of the values in order, padded to whole groups with the last
+    one, with (2, groups) statistics. Rounding follows `seed` and `clock` as there. `density` is the share expected to be kept, which
+    tells how much room is wanted where there are no values to count. The number is a 0-dim int64.
+
+    Not `enabled`: everything is empty.
+    """
+    read, nothing = parse(scheme), x.new_empty((2, 0), dtype=torch.float32)
+    if not enabled:
+        return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), nothing, torch.zeros((), dtype=torch.int64, device=x.device)
+    source = dense(x.detach())
+    flat, mask = in_memory_order(source), _kept(source, threshold)
+    where = positions.indices(mask)
+    values = flat.index_select(0, where)
+    packed = positions.encode_gaps(where) if read.kind == "gaps" else positions.encode_bitmap(mask)
+    kept = torch.tensor(where.numel(), dtype=torch.int64, device=x.device)
+    if not read.bits:
+        return packed, values, nothing, kept
+    if not where.numel():
+        return packed, values.new_empty(0, dtype=torch.uint8), nothing, kept
+    padding = -where.numel() % read.group
+    if padding:
+        values = torch.cat([values, values[-1:].expand(padding)])
+    rounding = Rounding() if seed == NEAREST else Rounding(seed, int(clock.item()))
+    return packed, *groups.encode(values, read.group, read.bits, False, rounding), kept
+
+
+def _kept(source: Tensor, threshold: Tensor) -> Tensor:
+    """The elements that are kept, as a 1-dim bool tensor in memory order."""
+    if threshold.numel() == 1:
+        flat = in_memory_order(source)
+        kept = (flat.abs() < threshold.reshape(())).logical_not_()
+        return kept if bool(threshold > 0) else kept.logical_and_(flat != 0)
+    return in_memory_order((source.abs() < threshold).logical_not_().logical_and_(source != 0))
+
+
+@pack_sparse.register_fake
+def _(
+    x: Tensor, threshold: Tensor, enabled: bool, clock: Tensor, scheme: str, seed: int, density: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    read = parse(scheme)
+    kept = x.new_empty((), dtype=torch.int64)
+    if not enabled:
+        return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), x.new_empty((2, 0), dtype=torch.float32), kept
+    expected = math.ceil(density * x.numel()) if isinstance(x.numel(), int) else 0
+    where = _size((positions.digits_expected(x.numel(), expected) + 1) // 2) if read.kind == "gaps" else packed_size(x.numel())
+    values, count = _sizes_of_values(read, expected)
+    made = x.new_empty(values, dtype=torch.uint8 if read.bits else x.dtype)
+    return x.new_empty(where, dtype=torch.uint8), made, x.new_empty((2, count), dtype=torch.float32), kept
+
+
+def _sizes_of_values(read: Scheme, expected: int) -> tuple[int, int]:
+    """The size of the values, and the number of groups."""
+    if not read.bits:
+        return _size(expected), 0
+    count = _size(-(-expected // read.group))
+    return count * (read.group * read.bits // 8), count
+
+
+def _size(expected: int) -> int:
+    """A size that only values decide, as a symbol; where sizes must be numbers, the expected one."""
+    try:
+        found: int = torch.library.get_ctx().new_dynamic_size()
+    except (DynamicOutputShapeException, RuntimeError):
+        return expected
+    return found
+
+
+pack_sparse.without_derivative()
+
+
+def unpack_sparse(read: Scheme, packed: Tensor, values: Tensor, stats: Tensor, out: Tensor) -> None:
+    """Store what fxsparse::pack_sparse kept in `out`, a 1-dim tensor in memory order, and 0 elsewhere."""
+    out.zero_()
+    if not values.numel():
+        return
+    if read.bits:
+        whole = stats.shape[1] * read.group
+        decoded = out.new_empty(whole)
+        groups.decode(values, stats, whole, read.group, read.bits, False, decoded)
+        values = decoded
+    if read.kind == "bitmap" and out.device.type != "cpu":
+        out.masked_scatter_(positions.decode_bitmap(packed, out.numel()), values.to(out.dtype))
+        return
+    where = positions.decode_gaps(packed) if read.kind == "gaps" else positions.indices(positions.decode_bitmap(packed, out.numel()))
+    out.index_copy_(0, where, values[: where.numel()].to(out.dtype))
