@@ -146,7 +146,7 @@ class Rewriter:
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
-        if self.kept:
+        if self.kept or self.specs:
             inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names))
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))

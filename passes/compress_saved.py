@@ -29,16 +29,20 @@ from .base import Change, GraphPass, Skip
 from .graph import Recorder, first_real_node, value
 from .ops import OPS
 from .ops.coded_unary import dropout
-from .ops.codes.scheme import EXACT, of_norm, of_positive, of_range
-from .ops.quantize import NEAREST
+from .ops.codes.scheme import EXACT, SPARSE, of_norm, of_positive, of_range, of_sparse, parse
+from .ops.pack_sparse import NEAREST
 from .saving.chains import ChainFinder, Chains
 from .saving.liveness import Alive, is_overwritten_elsewhere
 from .saving.match import Saver, match
 from .saving.places import site_of
-from .specs_saved import BlpaSpec, SavedSpec
+from .specs_saved import BitsSpec, BlpaSpec, SavedSpec
 from .state import CLOCK_TARGET
 
-_CONTRACTIONS = ("conv", "linear")
+_CONTRACTIONS = ("conv", "linear", "swat")
+SCHEME = 4  # of pack_sparse's arguments
+_PLAIN = {of_sparse(kind) for kind in SPARSE}
+
+Spec = BlpaSpec | SavedSpec | BitsSpec
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,14 @@ class _Rewriter:
         name = f"{self.path}.{target}" if self.path else target
         return self.settings.blpa.get(self.settings.sites.get(name, name))
 
-    def _planned(self, chains: Chains, fused: set[fx.Node]) -> dict[fx.Node, BlpaSpec | SavedSpec]:
-        planned: dict[fx.Node, BlpaSpec | SavedSpec] = {}
+    def _planned(self, chains: Chains, fused: set[fx.Node]) -> dict[fx.Node, Spec]:
+        planned: dict[fx.Node, Spec] = {}
         for node, saver in self.savers.items():
             site = site_of(node, self.path)
             if node in chains.bits or node in fused:
                 planned[node] = BlpaSpec(site=site, bits=chains.bits.get(node, 4))
                 continue
-            spec = self.settings.saved.get(site)
+            spec = self.settings.saved.get(site) or self._bits_spec(saver, site)
             if spec is None:
                 continue
             reason = saver.problem or self._blocked(node, saver)
@@ -142,7 +146,19 @@ class _Rewriter:
                 self.outcome.append(Skip(site=site or node.name, reason=f"{saver.kind}: {reason}", graph=self.path))
         return planned
 
-    def _settled(self, planned: dict[fx.Node, BlpaSpec | SavedSpec], fused: set[fx.Node]) -> Alive:
+    def _bits_spec(self, saver: Saver, site: str) -> BitsSpec | None:
+        """The fewest bits of a ReLU or a max pooling that SWAT's activations come from, which are exact."""
+        return BitsSpec(site=site) if saver.kind in ("masked", "max_pool") and self._is_kept_sparse(saver.node) else None
+
+    def _is_kept_sparse(self, node: fx.Node) -> bool:
+        """Whether SWAT keeps a node's output, as it is or pooled."""
+        followers = [self.savers[user] for user in node.users if user in self.savers]
+        return any(
+            other.facts["packed"] if other.kind == "swat" else other.kind == "max_pool" and self._is_kept_sparse(other.node)
+            for other in followers
+        )
+
+    def _settled(self, planned: dict[fx.Node, Spec], fused: set[fx.Node]) -> Alive:
         """Takes from the plan what would free nothing, until nothing more goes: each node left alone may keep other tensors alive."""
         while True:
             alive = Alive(self.gm, self.path == "", self.savers, planned)
@@ -174,7 +190,7 @@ class _Rewriter:
 
     # Nodes
 
-    def _rewrite(self, node: fx.Node, spec: BlpaSpec | SavedSpec, chains: Chains, alive: Alive) -> None:
+    def _rewrite(self, node: fx.Node, spec: Spec, chains: Chains, alive: Alive) -> None:
         saver = match(self.gm, node)
         assert saver is not None
         self.make.added = []
@@ -187,22 +203,23 @@ class _Rewriter:
         self.outcome.append(
             Change(
                 site=site, graph=self.path, node=what[0].name, what=f"{saver.kind}: {what[1]}",
-                why=f"{'BLPA' if isinstance(spec, BlpaSpec) else 'SavedActivations'} selects it",
+                why=_reason(spec),
                 added=self.make.take(), removed=tuple(self._removed), rewired=tuple(self._rewired),
             )
         )  # fmt: skip
 
-    def _emit(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, chains: Chains, alive: Alive) -> tuple[fx.Node, str] | None:
+    def _emit(self, node: fx.Node, saver: Saver, spec: Spec, chains: Chains, alive: Alive) -> tuple[fx.Node, str] | None:
         if saver.kind == "batch_norm":
             if node in chains.norms:
                 return self._blpa_norm(node, saver, spec, *chains.norms[node])
             return self._batch_norm(node, saver, spec, alive)
-        if node in chains.positive:
+        if node in chains.positive and self._is_read_as_code(node):
             return self._positive_relu(node, saver, spec)
         emit = {
             "conv": self._conv, "linear": self._linear, "matmul": self._product, "mul": self._product, "layer_norm": self._layer_norm,
             "group_norm": self._group_norm, "function": self._function, "masked": self._masked, "dropout": self._dropout,
             "max_pool": self._max_pool, "avg_pool": self._avg_pool, "softmax": self._softmax, "attention": self._attention,
+            "swat": self._swat,
         }[saver.kind]  # fmt: skip
         return emit(node, saver, spec, alive)
 
@@ -217,7 +234,7 @@ class _Rewriter:
         self._removed.append(node.name)
         self.gm.graph.erase_node(node)
 
-    def _op(self, target: Any, role: str, spec: BlpaSpec | SavedSpec, *args: Any) -> fx.Node:
+    def _op(self, target: Any, role: str, spec: Spec, *args: Any) -> fx.Node:
         made = self.make.function(target, *args)
         meta.write(made, site=spec.site, role=role)
         return made
@@ -241,7 +258,7 @@ class _Rewriter:
                 self._wanted = self.make.function(torch.is_grad_enabled)
         return self._wanted
 
-    def _rounding(self, node: fx.Node, spec: BlpaSpec | SavedSpec) -> tuple[Any, int, int, int]:
+    def _rounding(self, node: fx.Node, spec: Spec) -> tuple[Any, int, int, int]:
         """Clock, bits, group size and seed."""
         stochastic = isinstance(spec, SavedSpec) and spec.rounding == "stochastic"
         seed = zlib.crc32(f"{spec.site}:{node.name}".encode()) if stochastic else NEAREST
@@ -249,7 +266,7 @@ class _Rewriter:
 
     # Codes
 
-    def _code(self, x: fx.Node, spec: BlpaSpec | SavedSpec, alive: Alive, *, follow: bool = False, rows: bool = False) -> Code:
+    def _code(self, x: fx.Node, spec: Spec, alive: Alive, *, follow: bool = False, rows: bool = False) -> Code:
         """The code of a tensor: one that is there, or a new one; the tensor itself if it stays alive.
 
         ``follow``: the reader can apply a norm to what a code stands for. ``rows``: the last dimension is that of features.
@@ -274,7 +291,7 @@ class _Rewriter:
 
     # Contractions and products
 
-    def _conv(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _conv(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec, alive)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         geometry = (facts["stride"], facts["padding"], facts["dilation"], facts["transposed"], facts["output_padding"], facts["groups"])
@@ -284,7 +301,24 @@ class _Rewriter:
         self._replace(node, out)
         return out, f"keeps its input as {code.scheme}"
 
-    def _linear(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _is_read_as_code(self, node: fx.Node) -> bool:
+        """Whether anybody is to keep a code of a node's output, other than SWAT's contractions, which keep their own."""
+        found = [match(self.gm, user) for user in node.users]
+        return any(saver is not None and saver.kind not in ("swat", "max_pool", "avg_pool") for saver in found) or not any(found)
+
+    def _swat(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str] | None:
+        """The values that SWAT keeps, in few bits."""
+        pack = saver.facts["pack"]
+        if not saver.facts["packed"] or isinstance(spec, BitsSpec):
+            return None
+        _, bits, size, seed = self._rounding(node, spec)
+        scheme = of_sparse(parse(pack.args[SCHEME]).kind, bits, size)
+        self._rewired += [pack.name, node.name]
+        pack.args = (*pack.args[:SCHEME], scheme, seed, *pack.args[SCHEME + 2 :])
+        node.args = tuple(scheme if isinstance(argument, str) and argument in _PLAIN else argument for argument in node.args)
+        return node, f"keeps its sparse input's positions, and its values as {of_range(bits, size)}"
+
+    def _linear(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         code = self._code(saver.x, spec, alive, follow=True, rows=True)
         weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
@@ -293,7 +327,7 @@ class _Rewriter:
         how = "from the code of its norm's input" if code.normal[0] is not None else f"as {code.scheme}"
         return out, f"keeps its input {how}"
 
-    def _product(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _product(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         operands: list[Any] = []
         for x, other in ((saver.x, saver.second), (saver.second, saver.x)):
             code = self._code(x, spec, alive) if value(other).requires_grad else Code(x, x, EXACT)
@@ -305,7 +339,7 @@ class _Rewriter:
 
     # Norms
 
-    def _layer_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _layer_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec, alive, rows=True)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
@@ -315,7 +349,7 @@ class _Rewriter:
         self._replace(node, out)
         return out, f"keeps its input as {code.scheme}; its output follows from it"
 
-    def _group_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _group_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec, alive)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, facts["num_groups"], weight, bias, facts["eps"])
@@ -333,7 +367,7 @@ class _Rewriter:
         if mean is not None:
             self.make.function(update_running, mean, var, counter, self._item(made, first), self._item(made, first + 1), training)
 
-    def _batch_norm(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _batch_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         code = self._code(saver.x, spec, alive)
         arguments, counter = self._norm_arguments(saver)
         args = (saver.x, code.packed, code.stats, code.scheme, *arguments, saver.facts["momentum"], saver.facts["eps"])
@@ -344,7 +378,7 @@ class _Rewriter:
         return out, f"keeps its input as {code.scheme}"
 
     def _blpa_norm(
-        self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, activation: str, act: fx.Node | None
+        self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None
     ) -> tuple[fx.Node, str]:
         arguments, counter = self._norm_arguments(saver)
         settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self._gradient_wanted())
@@ -365,7 +399,7 @@ class _Rewriter:
 
     # Functions
 
-    def _positive_relu(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec) -> tuple[fx.Node, str]:
+    def _positive_relu(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         made = self._op(OPS.positive_relu.default, "function", spec, saver.x, spec.bits, spec.group_size, self._gradient_wanted())
         out = self._item(made, 0)
         self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_positive(spec.bits, spec.group_size))
@@ -373,27 +407,27 @@ class _Rewriter:
         self._replace(node, out)
         return out, f"keeps its output as {scheme}, whose zeros are the mask"
 
-    def _function(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _function(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         clock, bits, size, seed = self._rounding(node, spec)
         args = (saver.x, saver.facts["name"], clock, bits, size, seed, self._gradient_wanted())
         out = self._item(self._op(OPS.coded_function.default, "function", spec, *args), 0)
         self._replace(node, out)
         return out, f"keeps its derivative as {of_range(bits, size)}"
 
-    def _masked(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _masked(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts = saver.facts
         args = (saver.x, facts["name"], facts["low"], facts["high"], self._gradient_wanted())
         out = self._item(self._op(OPS.masked_function.default, "function", spec, *args), 0)
         self._replace(node, out)
         return out, "keeps one bit for each element"
 
-    def _dropout(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _dropout(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         out = self.make.function(dropout, saver.x, saver.facts["p"], self._attribute(saver.facts["training"]))
         meta.write(out, site=spec.site, role="function")
         self._replace(node, out)
         return out, "keeps one bit for each element"
 
-    def _max_pool(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _max_pool(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts = saver.facts
         settings = [facts[name] for name in ("kernel", "stride", "padding", "dilation", "ceil_mode")]
         made = self._op(OPS.coded_max_pool2d.default, "pool", spec, saver.x, *settings, self._gradient_wanted())
@@ -401,14 +435,14 @@ class _Rewriter:
         self._replace(node, out)
         return out, "keeps each maximum's place in its window in the fewest bits"
 
-    def _avg_pool(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _avg_pool(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts = saver.facts
         settings = [facts[name] for name in ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
         out = self._op(OPS.lean_avg_pool2d.default, "pool", spec, saver.x, *settings)
         self._replace(node, out)
         return out, "keeps only its input's sizes"
 
-    def _softmax(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _softmax(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         clock, bits, size, seed = self._rounding(node, spec)
         made = self._op(
             OPS.coded_softmax.default, "function", spec, saver.x, saver.facts["dim"], clock, bits, size, seed, self._gradient_wanted()
@@ -418,7 +452,7 @@ class _Rewriter:
         self._replace(node, out)
         return out, f"keeps its output as {of_range(bits, size)}"
 
-    def _attention(self, node: fx.Node, saver: Saver, spec: BlpaSpec | SavedSpec, alive: Alive) -> tuple[fx.Node, str]:
+    def _attention(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
         facts = saver.facts
         out = self.make.function(
             attention, facts["query"], facts["key"], facts["value"], facts["attn_mask"], facts["dropout_p"], facts["is_causal"],
@@ -427,6 +461,12 @@ class _Rewriter:
         meta.write(out, site=spec.site, role="attention")
         self._replace(node, out)
         return out, f"keeps its keys and queries in 8 bits, its values and output as {of_range(spec.bits, spec.group_size)}"
+
+
+def _reason(spec: Spec) -> str:
+    if isinstance(spec, BitsSpec):
+        return "SWAT keeps its output sparse"
+    return f"{'BLPA' if isinstance(spec, BlpaSpec) else 'SavedActivations'} selects it"
 
 
 def update_running(

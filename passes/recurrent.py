@@ -51,7 +51,7 @@ def _zero_state(input: Tensor, weights: list[Tensor], mode: str, num_layers: int
     return state, torch.zeros(num_layers * directions, batch, cell, dtype=input.dtype, device=input.device)
 
 
-Activation = tuple[Tensor, Tensor, Tensor, int, str]
+Activation = tuple[Tensor, Tensor, Tensor, int, str, float]
 
 
 def swat_recurrent(

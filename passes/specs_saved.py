@@ -54,6 +54,19 @@ class SavedSpec:
         return {"technique": "SavedActivations", **asdict(self)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BitsSpec:
+    """One bit for each element of what a ReLU or the like keeps, where SWAT keeps the rest sparse: exact.
+
+    Attributes:
+        site: path of the module that is called, or whose forward calls the operator.
+    """
+
+    site: str
+    bits: int = 1
+    group_size: int = 256
+
+
 def check(site: str, bits: int, group_size: int) -> None:
     """Raises ValueError for bits or a group's size that no code has."""
     if bits not in BITS:

@@ -6,7 +6,7 @@ import json
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -125,9 +125,9 @@ def _last_arguments(node: fx.Node) -> tuple[Any, ...]:
 
 def _threshold_belongs(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     if node.target is OPS.pack_sparse.default:
-        scored, groups = [], 1
+        scored, groups = cast(Any, []), cast(Any, 1)
     elif node.target is OPS.sparsify.default:
-        scored, groups = node.args[2:4]  # type: ignore[assignment]
+        scored, groups = node.args[2:4]  
     else:
         return None
     threshold = node.args[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,10 +88,9 @@ def _sizes_of_values(read: Scheme, expected: int) -> tuple[int, int]:
 def _size(expected: int) -> int:
     """A size that only values decide, as a symbol; where sizes must be numbers, the expected one."""
     try:
-        found: int = torch.library.get_ctx().new_dynamic_size()
+        return cast(int, torch.library.get_ctx().new_dynamic_size())
     except (DynamicOutputShapeException, RuntimeError):
         return expected
-    return found
 
 
 pack_sparse.without_derivative()

@@ -58,13 +58,13 @@ class SparseOperands:
         return found.to(self.w_dtype)
 
 
-def rule(op: str, backward: Callable[[Any, Tensor], tuple[Any, ...]]) -> Callable[[Any, Any], tuple[Any, ...]]:
+def rule(op: str, backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]:
     """A backward rule of a SWAT contraction, which can be differentiated again only where it was given a_hat and w_hat as they are."""
     packed = once(f"fxsparse::{op}")(backward)
 
-    def chosen(ctx: Any, grad: Any) -> tuple[Any, ...]:
+    def chosen(ctx: Any, grad: Any) -> Any:
         if grad is None:
             return (None,) * ctx.arguments
-        return backward(ctx, grad) if ctx.operands.is_plain else packed(ctx, grad)  # type: ignore[no-any-return]
+        return backward(ctx, grad) if ctx.operands.is_plain else packed(ctx, grad)
 
     return chosen

@@ -14,6 +14,7 @@ from torch import fx, nn
 from ..capture.recipes import is_composite
 from ..contractions import module_problem
 from ..graph import value
+from ..ops import OPS
 from ..sites import each_axis
 
 
@@ -23,7 +24,7 @@ class Saver:
 
     Attributes:
         kind: "conv", "linear", "matmul", "mul", "batch_norm", "layer_norm", "group_norm", "function", "masked", "dropout",
-            "max_pool", "avg_pool", "softmax", "attention".
+            "max_pool", "avg_pool", "softmax", "attention", and "swat", a contraction that SWAT has rewritten.
         x: its (first) input. second: the other operand of a product.
         module: path of the module that is called; a parameter of it stands as its path in ``facts``.
         in_place: it overwrites its input. problem: why it cannot be rewritten.
@@ -49,7 +50,7 @@ def kept_in_full(saver: Saver) -> list[Any]:
         return [x for x, other in pairs if getattr(value(other), "requires_grad", True)]
     if saver.kind == "softmax" or saver.in_place or saver.facts.get("name") in _KEEPS_OUTPUT:
         return [saver.node]
-    if saver.kind == "dropout":
+    if saver.kind == "dropout" or (saver.kind == "swat" and saver.facts["packed"]):
         return []
     if saver.kind == "attention":
         return [*(saver.facts[name] for name in ("query", "key", "value")), saver.node]
@@ -286,6 +287,14 @@ def _attention(node: fx.Node) -> Saver:
     return Saver(node=node, kind="attention", x=a["query"], facts={name: a[name] for name in names}, problem=problem)
 
 
+def _swat(node: fx.Node) -> Saver:
+    """The positions and values that a SWAT contraction keeps come from a pack_sparse node."""
+    first = node.args[1]
+    pack = first.args[0] if isinstance(first, fx.Node) and first.target is operator.getitem else None
+    packed = isinstance(pack, fx.Node) and pack.target is OPS.pack_sparse.default
+    return Saver(node=node, kind="swat", x=node.args[0], facts={"weight": node.args[2], "packed": packed, "pack": pack})
+
+
 _RELU = _masked("relu")
 _FUNCTIONS: dict[Any, Callable[[fx.Node], Saver | None]] = {
     **{getattr(torch, f"conv{n}d"): _conv(n, False) for n in (1, 2, 3)},
@@ -319,6 +328,7 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Saver | None]] = {
     F.avg_pool2d: _avg_pool,
     **dict.fromkeys((F.softmax, torch.softmax), _softmax),
     F.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default), _swat),
 }
 _METHODS: dict[str, Callable[[fx.Node], Saver | None]] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "__matmul__"), _matmul),
