@@ -15,11 +15,12 @@ Sources: Chakrabarti & Moseley 2019 (BLPA); Chen et al. 2021 (ActNN); Liu et al.
 
 from __future__ import annotations
 
+import math
 import operator
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -29,7 +30,7 @@ from .base import Change, GraphPass, Skip
 from .graph import Recorder, first_real_node, value
 from .ops import OPS
 from .ops.coded_unary import dropout
-from .ops.codes.scheme import EXACT, SPARSE, of_norm, of_positive, of_range, of_sparse, parse
+from .ops.codes.scheme import EXACT, SPARSE, of_divided, of_norm, of_positive, of_range, of_sparse, parse
 from .ops.pack_sparse import NEAREST
 from .saving.chains import ChainFinder, Chains
 from .saving.liveness import Alive, is_overwritten_elsewhere
@@ -40,6 +41,7 @@ from .state import CLOCK_TARGET
 
 _CONTRACTIONS = ("conv", "linear", "swat")
 SCHEME = 4  # of pack_sparse's arguments
+SHARED_BY = 4  # groups of other codes: values above a threshold differ less
 _PLAIN = {of_sparse(kind) for kind in SPARSE}
 
 Spec = BlpaSpec | SavedSpec | BitsSpec
@@ -266,10 +268,11 @@ class _Rewriter:
 
     # Codes
 
-    def _code(self, x: fx.Node, spec: Spec, alive: Alive, *, follow: bool = False, rows: bool = False) -> Code:
+    def _code(self, x: fx.Node, spec: Spec, alive: Alive, *, follow: bool = False, row: int = 0) -> Code:
         """The code of a tensor: one that is there, or a new one; the tensor itself if it stays alive.
 
-        ``follow``: the reader can apply a norm to what a code stands for. ``rows``: the last dimension is that of features.
+        ``follow``: the reader can apply a norm to what a code stands for. ``row``: how many dimensions, the last ones, belong
+        together: those of features, or of the pixels of a channel.
         """
         known = self.codes.get(x)
         if known is not None and (follow or known.normal[0] is None):
@@ -281,7 +284,7 @@ class _Rewriter:
             scheme = of_positive(spec.bits, spec.group_size)
         else:
             clock, bits, size, seed = self._rounding(x, spec)
-            size = _within_a_row(x, size) if rows else size
+            size = _within_a_row(x, size, row) if row else size
             made = self._op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self._gradient_wanted())
             scheme = of_range(bits, size)
         code = Code(self._item(made, 0), self._item(made, 1), scheme)
@@ -311,15 +314,35 @@ class _Rewriter:
         pack = saver.facts["pack"]
         if not saver.facts["packed"] or isinstance(spec, BitsSpec):
             return None
+        known = self.codes.get(saver.x)
+        if known is not None and parse(known.scheme).activation == "relu" and _is_one_threshold(pack.args[1]):
+            return self._divided_bins(node, pack, known, spec)
         _, bits, size, seed = self._rounding(node, spec)
+        size *= SHARED_BY if isinstance(spec, BlpaSpec) else 1
         scheme = of_sparse(parse(pack.args[SCHEME]).kind, bits, size)
         self._rewired += [pack.name, node.name]
         pack.args = (*pack.args[:SCHEME], scheme, seed, *pack.args[SCHEME + 2 :])
-        node.args = tuple(scheme if isinstance(argument, str) and argument in _PLAIN else argument for argument in node.args)
+        _set_scheme(node, scheme)
         return node, f"keeps its sparse input's positions, and its values as {of_range(bits, size)}"
 
+    def _divided_bins(self, node: fx.Node, pack: fx.Node, code: Code, spec: Spec) -> tuple[fx.Node, str]:
+        """The sparse activation as part of the code that its norm keeps."""
+        x, threshold, wanted = pack.args[:3]
+        with self.make.before(pack):
+            made = self._op(OPS.divide_bins.default, "sparse_activation", spec, x, threshold, code.packed, code.stats, code.scheme, wanted)
+            parts = (self._item(made, 0), code.packed, self._item(made, 1), self._item(made, 2))
+        for item in list(pack.users):
+            self._rewired += [user.name for user in item.users]
+            item.replace_all_uses_with(parts[cast(int, item.args[1])])
+            self._drop(item)
+        self._drop(pack)
+        self._rewired = sorted(set(self._rewired) - set(self._removed))
+        for contraction in list(parts[0].users):
+            _set_scheme(contraction, of_divided(code.scheme))
+        return node, f"keeps its sparse input as part of its norm's code, {code.scheme}"
+
     def _linear(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        code = self._code(saver.x, spec, alive, follow=True, rows=True)
+        code = self._code(saver.x, spec, alive, follow=True, row=1)
         weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
         out = self._op(OPS.coded_linear.default, "contraction", spec, *args)
@@ -340,7 +363,7 @@ class _Rewriter:
     # Norms
 
     def _layer_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive, rows=True)
+        facts, code = saver.facts, self._code(saver.x, spec, alive, row=1)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
         made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
@@ -350,7 +373,7 @@ class _Rewriter:
         return out, f"keeps its input as {code.scheme}; its output follows from it"
 
     def _group_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive)
+        facts, code = saver.facts, self._code(saver.x, spec, alive, row=_rank(saver.x) - 2)
         weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, facts["num_groups"], weight, bias, facts["eps"])
         out = self._item(self._op(OPS.coded_group_norm.default, "norm", spec, *args), 0)
@@ -368,7 +391,7 @@ class _Rewriter:
             self.make.function(update_running, mean, var, counter, self._item(made, first), self._item(made, first + 1), training)
 
     def _batch_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        code = self._code(saver.x, spec, alive)
+        code = self._code(saver.x, spec, alive, row=_rank(saver.x) - 2)
         arguments, counter = self._norm_arguments(saver)
         args = (saver.x, code.packed, code.stats, code.scheme, *arguments, saver.facts["momentum"], saver.facts["eps"])
         made = self._op(OPS.coded_batch_norm.default, "norm", spec, *args)
@@ -377,9 +400,7 @@ class _Rewriter:
         self._replace(node, out)
         return out, f"keeps its input as {code.scheme}"
 
-    def _blpa_norm(
-        self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None
-    ) -> tuple[fx.Node, str]:
+    def _blpa_norm(self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None) -> tuple[fx.Node, str]:
         arguments, counter = self._norm_arguments(saver)
         settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self._gradient_wanted())
         made = self._op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
@@ -463,6 +484,15 @@ class _Rewriter:
         return out, f"keeps its keys and queries in 8 bits, its values and output as {of_range(spec.bits, spec.group_size)}"
 
 
+def _set_scheme(node: fx.Node, scheme: str) -> None:
+    node.args = tuple(scheme if isinstance(argument, str) and argument in _PLAIN else argument for argument in node.args)
+
+
+def _is_one_threshold(node: Any) -> bool:
+    """Whether a refresh_threshold node selects one threshold for its whole tensor."""
+    return isinstance(node, fx.Node) and node.target is OPS.refresh_threshold.default and not node.args[7]
+
+
 def _reason(spec: Spec) -> str:
     if isinstance(spec, BitsSpec):
         return "SWAT keeps its output sparse"
@@ -492,12 +522,20 @@ def attention(
     return out
 
 
-def _within_a_row(x: fx.Node, group_size: int) -> int:
-    """The largest group, a multiple of 8, that no two rows of a tensor (..., features) share: rows differ in scale, tokens most of all."""
+def _rank(node: Any) -> int:
+    found = value(node)
+    return found.dim() if isinstance(found, torch.Tensor) else 2
+
+
+def _within_a_row(x: fx.Node, group_size: int, dims: int) -> int:
+    """The largest group, a multiple of 8, that no two rows of a tensor share; where there is none of 32 or more, the wanted size.
+
+    A row is the last ``dims`` dimensions. Rows that are normalised apart, those of tokens or of channels, differ in scale.
+    """
     found = value(x)
-    if not isinstance(found, torch.Tensor) or found.dim() < 2 or not isinstance(found.shape[-1], int):
+    if not isinstance(found, torch.Tensor) or found.dim() <= dims or not all(isinstance(size, int) for size in found.shape[-dims:]):
         return group_size
-    row = found.shape[-1]
+    row = math.prod(found.shape[-dims:])
     return next((size for size in range(min(group_size, row) // 8 * 8, 31, -8) if row % size == 0), group_size)
 
 

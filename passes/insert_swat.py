@@ -157,7 +157,7 @@ def threshold_shape(operator: str, shape: Sequence[int] | None, granularity: str
 
 
 class _Rewriter:
-    """Edits one graph; weights that are read several times are sparsified once."""
+    """Edits one graph; a weight that is read several times, and an activation that several sites sparsify alike, is sparsified once."""
 
     def __init__(self, gm: fx.GraphModule, path: str, specs: Mapping[str, SwatSpec]) -> None:
         self.gm = gm
@@ -165,6 +165,7 @@ class _Rewriter:
         self.specs = specs
         self.make = Recorder(gm.graph)
         self._weights: dict[tuple[str, str], fx.Node] = {}
+        self._packed: dict[Any, tuple[Any, ...]] = {}
         self._replaced: dict[fx.Node, fx.Node] = {}
         self._clock: fx.Node | None = None
         self._wanted: fx.Node | None = None
@@ -260,19 +261,29 @@ class _Rewriter:
         given = x if padded is None else padded
         if not spec.sparsifies_activation:
             return given, EXACT, None, None
-        wanted = self._gradient_wanted()
-        threshold = self._threshold(x, spec, "activation", f"_{index}", spec.activation_period, [], 1, list(dims), wanted)
-        density = spec.activation_density
-        scheme = of_sparse("gaps" if density < DENSEST_GAPS else "bitmap")
-        a_hat = self.make.function(
-            OPS.pack_sparse.default, self.make.method("detach", given), threshold, wanted, self._now(), scheme, NEAREST, density
-        )
-        where, values, stats, kept = (self.make.function(operator.getitem, a_hat, place) for place in range(4))
+        sharers = (x, given, spec.activation_density, spec.activation_period, tuple(dims), spec.site if spec.follows_momentum else "")
+        made = self._packed.get(sharers)
+        if made is None:
+            made = self._packed[sharers] = self._pack(x, given, spec, index, dims)
+        where, scheme, values, stats, kept = made
         counts = self.make.attribute(state_target(spec.site, f"activation_counts_{index}"))
-        counted = self.make.function(OPS.count_kept.default, given, kept, counts, self._now(), spec.activation_period, wanted)
-        for node, role in ((threshold, "activation_threshold"), (a_hat, "sparse_activation"), (counted, "activation_counter")):
-            meta.write(node, site=spec.site, role=role)
+        counted = self.make.function(
+            OPS.count_kept.default, given, kept, counts, self._now(), spec.activation_period, self._gradient_wanted()
+        )
+        meta.write(counted, site=spec.site, role="activation_counter")
         return where, scheme, values, stats
+
+    def _pack(self, x: Any, given: Any, spec: SwatSpec, index: int, dims: Sequence[int]) -> tuple[Any, ...]:
+        """Where what is kept of an activation stands, in which scheme, the values there, their statistics, and their number."""
+        wanted, density = self._gradient_wanted(), spec.activation_density
+        threshold = self._threshold(x, spec, "activation", f"_{index}", spec.activation_period, [], 1, list(dims), wanted)
+        scheme = of_sparse("gaps" if density < DENSEST_GAPS else "bitmap")
+        detached = self.make.method("detach", given)
+        a_hat = self.make.function(OPS.pack_sparse.default, detached, threshold, wanted, self._now(), scheme, NEAREST, density)
+        meta.write(threshold, site=spec.site, role="activation_threshold")
+        meta.write(a_hat, site=spec.site, role="sparse_activation")
+        where, values, stats, kept = (self.make.function(operator.getitem, a_hat, place) for place in range(4))
+        return where, scheme, values, stats, kept
 
     @staticmethod
     def _followed(operands: Operands, w_hat: fx.Node, spec: SwatSpec) -> tuple[Any, ...]:

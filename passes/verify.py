@@ -20,6 +20,7 @@ from .ops import OPS
 from .ops.codes.scheme import EXACT
 
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
+_PACKS = (OPS.pack_sparse.default, OPS.divide_bins.default)
 _VIEWS_LIMIT = 32
 
 
@@ -94,10 +95,15 @@ def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     scheme, values, stats = _last_arguments(node)[:3]
     if scheme == EXACT:
         return None if kept is dense else f"it keeps {kept}, which is not its activation, in full"
-    packs = [part.args[0] if isinstance(part, fx.Node) and part.target is operator.getitem else None for part in (kept, values, stats)]
-    pack = packs[0]
-    if not isinstance(pack, fx.Node) or pack.target is not OPS.pack_sparse.default or any(other is not pack for other in packs):
+    pack, held, other = (_made_by(part) for part in (kept, values, stats))
+    if not isinstance(pack, fx.Node) or pack.target not in _PACKS or other is not pack:
         return "what it keeps for grad-weight is neither its activation nor a packed one"
+    if pack.target is OPS.divide_bins.default:
+        if values is not pack.args[2]:
+            return f"it keeps bits of {pack.args[2]} with the values of {values}"
+        scheme = scheme.replace("divided:", "norm:")
+    elif held is not pack:
+        return f"it keeps the positions of {pack} with the values of {held}"
     if pack.args[4] != scheme:
         return f"it reads {pack} as {scheme!r}, which is packed as {pack.args[4]!r}"
     source = _without_detach(pack.args[0])
@@ -116,6 +122,11 @@ def _sparse_weight_follows(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     return None
 
 
+def _made_by(node: Any) -> Any:
+    """The node of which another is an item."""
+    return node.args[0] if isinstance(node, fx.Node) and node.target is operator.getitem else None
+
+
 def _last_arguments(node: fx.Node) -> tuple[Any, ...]:
     """Scheme, values and statistics of what a contraction keeps, and what its sparse weight follows from; the defaults where not given."""
     first = [argument.name for argument in node.target._schema.arguments].index("scheme")  # type: ignore[union-attr]
@@ -124,10 +135,10 @@ def _last_arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _threshold_belongs(_gm: fx.GraphModule, node: fx.Node) -> str | None:
-    if node.target is OPS.pack_sparse.default:
+    if node.target in _PACKS:
         scored, groups = cast(Any, []), cast(Any, 1)
     elif node.target is OPS.sparsify.default:
-        scored, groups = node.args[2:4]  
+        scored, groups = node.args[2:4]
     else:
         return None
     threshold = node.args[1]

@@ -6,6 +6,7 @@ from . import coded_attention, coded_contraction, coded_norm, coded_pool, coded_
 from .blpa_norm import blpa_norm
 from .convolution import swat_convolution
 from .density import count_kept
+from .divide_bins import divide_bins
 from .einsum import swat_einsum
 from .linear import swat_linear
 from .masked_weight import mask_gradient, masked_weight
@@ -25,6 +26,7 @@ __all__ = [
     "coded_pool",
     "coded_unary",
     "count_kept",
+    "divide_bins",
     "kept_count",
     "kth_largest",
     "kth_largest_per_slice",

@@ -71,7 +71,7 @@ def _(
     if not enabled:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), x.new_empty((2, 0), dtype=torch.float32), kept
     expected = math.ceil(density * x.numel()) if isinstance(x.numel(), int) else 0
-    where = _size((positions.digits_expected(x.numel(), expected) + 1) // 2) if read.kind == "gaps" else packed_size(x.numel())
+    where = dynamic_size((positions.digits_expected(x.numel(), expected) + 1) // 2) if read.kind == "gaps" else packed_size(x.numel())
     values, count = _sizes_of_values(read, expected)
     made = x.new_empty(values, dtype=torch.uint8 if read.bits else x.dtype)
     return x.new_empty(where, dtype=torch.uint8), made, x.new_empty((2, count), dtype=torch.float32), kept
@@ -80,12 +80,12 @@ def _(
 def _sizes_of_values(read: Scheme, expected: int) -> tuple[int, int]:
     """The size of the values, and the number of groups."""
     if not read.bits:
-        return _size(expected), 0
-    count = _size(-(-expected // read.group))
+        return dynamic_size(expected), 0
+    count = dynamic_size(-(-expected // read.group))
     return count * (read.group * read.bits // 8), count
 
 
-def _size(expected: int) -> int:
+def dynamic_size(expected: int) -> int:
     """A size that only values decide, as a symbol; where sizes must be numbers, the expected one."""
     try:
         return cast(int, torch.library.get_ctx().new_dynamic_size())

@@ -14,6 +14,7 @@ from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
 from .codes.room import give_back_free_pages
 from .codes.scheme import parse
+from .divide_bins import keep_reaching
 from .operator import operator
 from .pack_sparse import NEAREST, unpack_sparse
 
@@ -88,6 +89,8 @@ def dequantize(
     target = out.to(torch.float32) if normalised and dtype != torch.float32 else out
     if read.kind == "norm":
         decode_norm(packed, stats, read.activation, read.bits, target)
+    elif read.kind == "divided" and values is not None:
+        keep_reaching(values, packed, stats, read, target)
     elif values is not None:
         unpack_sparse(read, packed, values, stats, in_memory_order(target))
     elif read.kind == "mask":

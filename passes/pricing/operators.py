@@ -68,7 +68,7 @@ _FORWARD = {
     "multi_margin_loss multilabel_margin_loss_forward xlogy",
     "add": "add sub rsub add_relu foreach_add",
     "mul": "mul div addcmul addcdiv lerp where square pow sqrt rsqrt reciprocal neg",
-    "mask": "sparsify pack_sparse count_kept masked_weight mask_gradient",
+    "mask": "sparsify pack_sparse divide_bins count_kept masked_weight mask_gradient",
 }
 _BACKWARD = {
     "batch_norm": "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward batch_norm_backward "

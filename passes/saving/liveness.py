@@ -18,7 +18,21 @@ from .match import Saver, kept_in_full
 
 _KEEP_NOTHING: set[Any] = {operator.iadd, operator.isub, operator.add, operator.sub, torch.add, torch.sub, torch.cat, operator.getitem}
 _KEEP_NOTHING |= {getattr(OPS, name).default for name in ("refresh_threshold", "sparsify", "pack_sparse", "count_kept", "quantize")}
-_KEEP_NOTHING_METHODS = {"add", "add_", "sub", "sub_", "size", "dim", "view", "reshape", "permute", "transpose", "flatten", "contiguous", "detach"}
+_KEEP_NOTHING_METHODS = {
+    "add",
+    "add_",
+    "sub",
+    "sub_",
+    "size",
+    "dim",
+    "view",
+    "reshape",
+    "permute",
+    "transpose",
+    "flatten",
+    "contiguous",
+    "detach",
+}
 
 
 def storage_of(item: Any) -> int | None:

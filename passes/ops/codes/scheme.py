@@ -14,7 +14,8 @@ SPARSE = ("bitmap", "gaps")
 class Scheme:
     """A code's kind, its bits, its group's size, and what followed a norm.
 
-    The kinds: "range", "positive", "norm", "mask", "exact", and for sparse tensors "bitmap" and "gaps", with 0 bits where values are exact.
+    The kinds: "range", "positive", "norm", "mask", "exact", and for sparse tensors "bitmap" and "gaps", with 0 bits where values are
+    exact, and "divided", the elements of a norm's code that reach a threshold.
     """
 
     kind: str
@@ -39,6 +40,11 @@ def of_sparse(kind: str, bits: int = 0, group: int = 256) -> str:
     return f"{kind}:{bits}:{group}"
 
 
+def of_divided(norm: str) -> str:
+    """The scheme of those elements of a norm's code that fxsparse::divide_bins keeps."""
+    return norm.replace("norm:", "divided:", 1)
+
+
 @lru_cache(maxsize=256)
 def parse(text: str) -> Scheme:
     """Return what the text says.
@@ -50,7 +56,7 @@ def parse(text: str) -> Scheme:
         return Scheme(kind)
     if kind in ("range", "positive", *SPARSE) and len(rest) == 2:
         return Scheme(kind, int(rest[0]), int(rest[1]))
-    if kind == "norm" and len(rest) == 2:
+    if kind in ("norm", "divided") and len(rest) == 2:
         return Scheme(kind, int(rest[0]), activation=rest[1])
     raise ValueError(
         f"{text!r} names no code; expected 'range:4:256', 'positive:4:256', 'norm:4:relu', 'bitmap:0:256', 'gaps:4:256', 'mask' or 'exact'"
