@@ -147,7 +147,7 @@ class Rewriter:
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         if self.kept or self.specs:
-            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names))
+            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel))
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
             if self.check_graphs:

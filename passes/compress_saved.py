@@ -15,49 +15,22 @@ Sources: Chakrabarti & Moseley 2019 (BLPA); Chen et al. 2021 (ActNN); Liu et al.
 
 from __future__ import annotations
 
-import math
-import operator
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
-from . import meta
 from .base import Change, GraphPass, Skip
-from .graph import Recorder, first_real_node, value
-from .ops import OPS
-from .ops.coded_unary import dropout
-from .ops.codes.scheme import EXACT, SPARSE, of_divided, of_norm, of_positive, of_range, of_sparse, parse
-from .ops.pack_sparse import NEAREST
+from .graph import Recorder, value
 from .saving.chains import ChainFinder, Chains
+from .saving.emit import Emitter
 from .saving.liveness import Alive, is_overwritten_elsewhere
 from .saving.match import Saver, match
 from .saving.places import site_of
-from .specs_saved import BitsSpec, BlpaSpec, SavedSpec
-from .state import CLOCK_TARGET
+from .specs_saved import BitsSpec, BlpaSpec, SavedSpec, Spec
 
 _CONTRACTIONS = ("conv", "linear", "swat")
-SCHEME = 4  # of pack_sparse's arguments
-SHARED_BY = 4  # groups of other codes: values above a threshold differ less
-_PLAIN = {of_sparse(kind) for kind in SPARSE}
-
-Spec = BlpaSpec | SavedSpec | BitsSpec
-
-
-@dataclass(frozen=True)
-class Code:
-    """Where the code of a tensor is found in the graph.
-
-    ``normal``: input, mean, 1/sigma, weight and bias of a layer norm that is to be applied to what the code stands for.
-    """
-
-    packed: Any
-    stats: Any
-    scheme: str
-    normal: tuple[Any, ...] = (None,) * 5
 
 
 class CompressSaved(GraphPass):
@@ -66,11 +39,18 @@ class CompressSaved(GraphPass):
     Args:
         path: of the graph's module, from the model's root.
         blpa: what to do with the chains that end in a contraction, by the weight's site. sites: site of each parameter, by name.
-        saved: what to do with other nodes, by ``site_of``.
+        saved: what to do with other nodes, by ``site_of``. fuel: at most this many nodes are rewritten; what it holds is counted down.
     """
 
-    def __init__(self, path: str, blpa: Mapping[str, BlpaSpec], saved: Mapping[str, SavedSpec], sites: Mapping[str, str]) -> None:
-        self.path, self.blpa, self.saved, self.sites = path, blpa, saved, sites
+    def __init__(
+        self,
+        path: str,
+        blpa: Mapping[str, BlpaSpec],
+        saved: Mapping[str, SavedSpec],
+        sites: Mapping[str, str],
+        fuel: list[int] | None = None,
+    ) -> None:
+        self.path, self.blpa, self.saved, self.sites, self.fuel = path, blpa, saved, sites, fuel
 
     def rewrite(self, gm: fx.GraphModule) -> tuple[Change | Skip, ...]:
         return _Rewriter(gm, self).run()
@@ -84,21 +64,15 @@ class _Rewriter:
         found = ((node, match(gm, node)) for node in gm.graph.nodes)
         self.savers = {node: saver for node, saver in found if saver is not None and _learns(node)}
         self.outcome: list[Change | Skip] = []
-        self.codes: dict[fx.Node, Code] = {}
-        self.attributes: dict[str, fx.Node] = {}
-        self._wanted: fx.Node | None = None
-        self._removed: list[str] = []
-        self._rewired: list[str] = []
 
     def run(self) -> tuple[Change | Skip, ...]:
         chains = self._chains()
         fused = {act for _, act in chains.norms.values() if act is not None}
         planned = self._planned(chains, fused)
-        alive = self._settled(planned, fused)
+        emitter = Emitter(self.gm, self.make, chains, self._settled(planned, fused))
         for node in list(self.gm.graph.nodes):
-            if node not in planned or node._erased:
-                continue
-            self._rewrite(node, planned[node], chains, alive)
+            if node in planned and not node._erased and self._has_fuel(planned[node].site or node.name):
+                self._rewrite(emitter, node, planned[node])
         return tuple(self.outcome)
 
     # What is to be rewritten
@@ -192,351 +166,40 @@ class _Rewriter:
 
     # Nodes
 
-    def _rewrite(self, node: fx.Node, spec: Spec, chains: Chains, alive: Alive) -> None:
-        saver = match(self.gm, node)
-        assert saver is not None
+    def _rewrite(self, emitter: Emitter, node: fx.Node, spec: Spec) -> None:
         self.make.added = []
-        self._removed, self._rewired = [], []
-        with self.make.before(node):
-            what = self._emit(node, saver, spec, chains, alive)
+        what = emitter.emit(node, spec)
         if what is None:
             return
-        site = spec.site or node.name
+        made, kind, kept = what
         self.outcome.append(
             Change(
-                site=site, graph=self.path, node=what[0].name, what=f"{saver.kind}: {what[1]}",
+                site=spec.site or made.name,
+                graph=self.path,
+                node=made.name,
+                what=f"{kind}: {kept}",
                 why=_reason(spec),
-                added=self.make.take(), removed=tuple(self._removed), rewired=tuple(self._rewired),
+                added=self.make.take(),
+                removed=tuple(emitter.removed),
+                rewired=tuple(emitter.rewired),
             )
-        )  # fmt: skip
-
-    def _emit(self, node: fx.Node, saver: Saver, spec: Spec, chains: Chains, alive: Alive) -> tuple[fx.Node, str] | None:
-        if saver.kind == "batch_norm":
-            if node in chains.norms:
-                return self._blpa_norm(node, saver, spec, *chains.norms[node])
-            return self._batch_norm(node, saver, spec, alive)
-        if node in chains.positive and self._is_read_as_code(node):
-            return self._positive_relu(node, saver, spec)
-        emit = {
-            "conv": self._conv, "linear": self._linear, "matmul": self._product, "mul": self._product, "layer_norm": self._layer_norm,
-            "group_norm": self._group_norm, "function": self._function, "masked": self._masked, "dropout": self._dropout,
-            "max_pool": self._max_pool, "avg_pool": self._avg_pool, "softmax": self._softmax, "attention": self._attention,
-            "swat": self._swat,
-        }[saver.kind]  # fmt: skip
-        return emit(node, saver, spec, alive)
-
-    def _replace(self, node: fx.Node, by: fx.Node) -> None:
-        """Puts a new node in an old one's place."""
-        by.meta["val"] = value(node)
-        for key in ("nn_module_stack", "stack_trace"):
-            if key in node.meta:
-                by.meta[key] = node.meta[key]
-        self._rewired += [user.name for user in node.users]
-        node.replace_all_uses_with(by)
-        self._removed.append(node.name)
-        self.gm.graph.erase_node(node)
-
-    def _op(self, target: Any, role: str, spec: Spec, *args: Any) -> fx.Node:
-        made = self.make.function(target, *args)
-        meta.write(made, site=spec.site, role=role)
-        return made
-
-    def _item(self, node: fx.Node, index: int) -> fx.Node:
-        return self.make.function(operator.getitem, node, index)
-
-    def _attribute(self, item: Any) -> Any:
-        """The node that reads a parameter, a buffer or a flag of a module; what is a node already, or nothing, stays."""
-        if not isinstance(item, str):
-            return item
-        if item not in self.attributes:
-            with self.make.before(first_real_node(self.gm.graph)):
-                self.attributes[item] = self.make.attribute(item)
-            self.attributes[item].meta["val"] = None
-        return self.attributes[item]
-
-    def _gradient_wanted(self) -> fx.Node:
-        if self._wanted is None:
-            with self.make.before(first_real_node(self.gm.graph)):
-                self._wanted = self.make.function(torch.is_grad_enabled)
-        return self._wanted
-
-    def _rounding(self, node: fx.Node, spec: Spec) -> tuple[Any, int, int, int]:
-        """Clock, bits, group size and seed."""
-        stochastic = isinstance(spec, SavedSpec) and spec.rounding == "stochastic"
-        seed = zlib.crc32(f"{spec.site}:{node.name}".encode()) if stochastic else NEAREST
-        return self._attribute(CLOCK_TARGET), spec.bits, spec.group_size, seed
-
-    # Codes
-
-    def _code(self, x: fx.Node, spec: Spec, alive: Alive, *, follow: bool = False, row: int = 0) -> Code:
-        """The code of a tensor: one that is there, or a new one; the tensor itself if it stays alive.
-
-        ``follow``: the reader can apply a norm to what a code stands for. ``row``: how many dimensions, the last ones, belong
-        together: those of features, or of the pixels of a channel.
-        """
-        known = self.codes.get(x)
-        if known is not None and (follow or known.normal[0] is None):
-            return known
-        if alive.reason(x) is not None:
-            return Code(x, x, EXACT)
-        if isinstance(spec, BlpaSpec):
-            made = self._op(OPS.quantize_positive.default, "code", spec, x, spec.bits, spec.group_size, self._gradient_wanted())
-            scheme = of_positive(spec.bits, spec.group_size)
-        else:
-            clock, bits, size, seed = self._rounding(x, spec)
-            size = _within_a_row(x, size, row) if row else size
-            made = self._op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self._gradient_wanted())
-            scheme = of_range(bits, size)
-        code = Code(self._item(made, 0), self._item(made, 1), scheme)
-        if known is None:
-            self.codes[x] = code
-        return code
-
-    # Contractions and products
-
-    def _conv(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
-        geometry = (facts["stride"], facts["padding"], facts["dilation"], facts["transposed"], facts["output_padding"], facts["groups"])
-        out = self._op(
-            OPS.coded_convolution.default, "contraction", spec, saver.x, code.packed, code.stats, code.scheme, weight, bias, *geometry
         )
-        self._replace(node, out)
-        return out, f"keeps its input as {code.scheme}"
 
-    def _is_read_as_code(self, node: fx.Node) -> bool:
-        """Whether anybody is to keep a code of a node's output, other than SWAT's contractions, which keep their own."""
-        found = [match(self.gm, user) for user in node.users]
-        return any(saver is not None and saver.kind not in ("swat", "max_pool", "avg_pool") for saver in found) or not any(found)
-
-    def _swat(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str] | None:
-        """The values that SWAT keeps, in few bits."""
-        pack = saver.facts["pack"]
-        if not saver.facts["packed"] or isinstance(spec, BitsSpec):
-            return None
-        known = self.codes.get(saver.x)
-        if known is not None and parse(known.scheme).activation == "relu" and _is_one_threshold(pack.args[1]):
-            return self._divided_bins(node, pack, known, spec)
-        _, bits, size, seed = self._rounding(node, spec)
-        size *= SHARED_BY if isinstance(spec, BlpaSpec) else 1
-        scheme = of_sparse(parse(pack.args[SCHEME]).kind, bits, size)
-        self._rewired += [pack.name, node.name]
-        pack.args = (*pack.args[:SCHEME], scheme, seed, *pack.args[SCHEME + 2 :])
-        _set_scheme(node, scheme)
-        return node, f"keeps its sparse input's positions, and its values as {of_range(bits, size)}"
-
-    def _divided_bins(self, node: fx.Node, pack: fx.Node, code: Code, spec: Spec) -> tuple[fx.Node, str]:
-        """The sparse activation as part of the code that its norm keeps."""
-        x, threshold, wanted = pack.args[:3]
-        with self.make.before(pack):
-            made = self._op(OPS.divide_bins.default, "sparse_activation", spec, x, threshold, code.packed, code.stats, code.scheme, wanted)
-            parts = (self._item(made, 0), code.packed, self._item(made, 1), self._item(made, 2))
-        for item in list(pack.users):
-            self._rewired += [user.name for user in item.users]
-            item.replace_all_uses_with(parts[cast(int, item.args[1])])
-            self._drop(item)
-        self._drop(pack)
-        self._rewired = sorted(set(self._rewired) - set(self._removed))
-        for contraction in list(parts[0].users):
-            _set_scheme(contraction, of_divided(code.scheme))
-        return node, f"keeps its sparse input as part of its norm's code, {code.scheme}"
-
-    def _linear(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        code = self._code(saver.x, spec, alive, follow=True, row=1)
-        weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
-        args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
-        out = self._op(OPS.coded_linear.default, "contraction", spec, *args)
-        self._replace(node, out)
-        how = "from the code of its norm's input" if code.normal[0] is not None else f"as {code.scheme}"
-        return out, f"keeps its input {how}"
-
-    def _product(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        operands: list[Any] = []
-        for x, other in ((saver.x, saver.second), (saver.second, saver.x)):
-            code = self._code(x, spec, alive) if value(other).requires_grad else Code(x, x, EXACT)
-            operands += [x, code.packed, code.stats, code.scheme]
-        target = OPS.coded_matmul.default if saver.kind == "matmul" else OPS.coded_mul.default
-        out = self._op(target, "product", spec, *operands)
-        self._replace(node, out)
-        return out, f"keeps its operands as {operands[3]} and {operands[7]}"
-
-    # Norms
-
-    def _layer_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive, row=1)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
-        args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
-        made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
-        out = self._item(made, 0)
-        self.codes[out] = Code(code.packed, code.stats, code.scheme, (saver.x, self._item(made, 1), self._item(made, 2), weight, bias))
-        self._replace(node, out)
-        return out, f"keeps its input as {code.scheme}; its output follows from it"
-
-    def _group_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts, code = saver.facts, self._code(saver.x, spec, alive, row=_rank(saver.x) - 2)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
-        args = (saver.x, code.packed, code.stats, code.scheme, facts["num_groups"], weight, bias, facts["eps"])
-        out = self._item(self._op(OPS.coded_group_norm.default, "norm", spec, *args), 0)
-        self._replace(node, out)
-        return out, f"keeps its input as {code.scheme}"
-
-    def _norm_arguments(self, saver: Saver) -> tuple[list[Any], Any]:
-        facts = saver.facts
-        names = ("weight", "bias", "running_mean", "running_var", "training")
-        return [self._attribute(facts[name]) for name in names], self._attribute(facts["counter"])
-
-    def _running(self, made: fx.Node, first: int, arguments: list[Any], counter: Any) -> None:
-        mean, var, training = arguments[2:5]
-        if mean is not None:
-            self.make.function(update_running, mean, var, counter, self._item(made, first), self._item(made, first + 1), training)
-
-    def _batch_norm(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        code = self._code(saver.x, spec, alive, row=_rank(saver.x) - 2)
-        arguments, counter = self._norm_arguments(saver)
-        args = (saver.x, code.packed, code.stats, code.scheme, *arguments, saver.facts["momentum"], saver.facts["eps"])
-        made = self._op(OPS.coded_batch_norm.default, "norm", spec, *args)
-        out = self._item(made, 0)
-        self._running(made, 3, arguments, counter)
-        self._replace(node, out)
-        return out, f"keeps its input as {code.scheme}"
-
-    def _blpa_norm(self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None) -> tuple[fx.Node, str]:
-        arguments, counter = self._norm_arguments(saver)
-        settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self._gradient_wanted())
-        made = self._op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
-        out = self._item(made, 0)
-        code = Code(self._item(made, 1), self._item(made, 2), of_norm(spec.bits, activation))
-        self._running(made, 4, arguments, counter)
-        self.codes[out] = code
-        if act is not None:
-            self._replace(act, out)
-            self._rewired = [name for name in self._rewired if name != act.name]
-        self._replace(node, out) if act is None else self._drop(node)
-        return out, f"keeps its normalised input, and what follows from it, as {code.scheme}"
-
-    def _drop(self, node: fx.Node) -> None:
-        self._removed.append(node.name)
-        self.gm.graph.erase_node(node)
-
-    # Functions
-
-    def _positive_relu(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        made = self._op(OPS.positive_relu.default, "function", spec, saver.x, spec.bits, spec.group_size, self._gradient_wanted())
-        out = self._item(made, 0)
-        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_positive(spec.bits, spec.group_size))
-        scheme = self.codes[out].scheme
-        self._replace(node, out)
-        return out, f"keeps its output as {scheme}, whose zeros are the mask"
-
-    def _function(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        clock, bits, size, seed = self._rounding(node, spec)
-        args = (saver.x, saver.facts["name"], clock, bits, size, seed, self._gradient_wanted())
-        out = self._item(self._op(OPS.coded_function.default, "function", spec, *args), 0)
-        self._replace(node, out)
-        return out, f"keeps its derivative as {of_range(bits, size)}"
-
-    def _masked(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts = saver.facts
-        args = (saver.x, facts["name"], facts["low"], facts["high"], self._gradient_wanted())
-        out = self._item(self._op(OPS.masked_function.default, "function", spec, *args), 0)
-        self._replace(node, out)
-        return out, "keeps one bit for each element"
-
-    def _dropout(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        out = self.make.function(dropout, saver.x, saver.facts["p"], self._attribute(saver.facts["training"]))
-        meta.write(out, site=spec.site, role="function")
-        self._replace(node, out)
-        return out, "keeps one bit for each element"
-
-    def _max_pool(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts = saver.facts
-        settings = [facts[name] for name in ("kernel", "stride", "padding", "dilation", "ceil_mode")]
-        made = self._op(OPS.coded_max_pool2d.default, "pool", spec, saver.x, *settings, self._gradient_wanted())
-        out = self._item(made, 0)
-        self._replace(node, out)
-        return out, "keeps each maximum's place in its window in the fewest bits"
-
-    def _avg_pool(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts = saver.facts
-        settings = [facts[name] for name in ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
-        out = self._op(OPS.lean_avg_pool2d.default, "pool", spec, saver.x, *settings)
-        self._replace(node, out)
-        return out, "keeps only its input's sizes"
-
-    def _softmax(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        clock, bits, size, seed = self._rounding(node, spec)
-        made = self._op(
-            OPS.coded_softmax.default, "function", spec, saver.x, saver.facts["dim"], clock, bits, size, seed, self._gradient_wanted()
-        )
-        out = self._item(made, 0)
-        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_range(bits, size))
-        self._replace(node, out)
-        return out, f"keeps its output as {of_range(bits, size)}"
-
-    def _attention(self, node: fx.Node, saver: Saver, spec: Spec, alive: Alive) -> tuple[fx.Node, str]:
-        facts = saver.facts
-        out = self.make.function(
-            attention, facts["query"], facts["key"], facts["value"], facts["attn_mask"], facts["dropout_p"], facts["is_causal"],
-            facts["scale"], *self._rounding(node, spec),
-        )  # fmt: skip
-        meta.write(out, site=spec.site, role="attention")
-        self._replace(node, out)
-        return out, f"keeps its keys and queries in 8 bits, its values and output as {of_range(spec.bits, spec.group_size)}"
-
-
-def _set_scheme(node: fx.Node, scheme: str) -> None:
-    node.args = tuple(scheme if isinstance(argument, str) and argument in _PLAIN else argument for argument in node.args)
-
-
-def _is_one_threshold(node: Any) -> bool:
-    """Whether a refresh_threshold node selects one threshold for its whole tensor."""
-    return isinstance(node, fx.Node) and node.target is OPS.refresh_threshold.default and not node.args[7]
+    def _has_fuel(self, site: str) -> bool:
+        fuel = self.settings.fuel
+        if fuel is None:
+            return True
+        if fuel[0] == 0:
+            self.outcome.append(Skip(site=site, reason="no fuel is left", graph=self.path))
+            return False
+        fuel[0] -= 1
+        return True
 
 
 def _reason(spec: Spec) -> str:
     if isinstance(spec, BitsSpec):
         return "SWAT keeps its output sparse"
     return f"{'BLPA' if isinstance(spec, BlpaSpec) else 'SavedActivations'} selects it"
-
-
-def update_running(
-    mean: torch.Tensor, var: torch.Tensor, counter: torch.Tensor | None, new_mean: Any, new_var: Any, training: bool
-) -> None:
-    """A batch norm's running statistics and count of batches after a forward pass in training."""
-    if training:
-        mean.copy_(new_mean)
-        var.copy_(new_var)
-        if counter is not None:
-            counter.add_(1)
-
-
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, p: float, causal: bool, scale: float | None,
-    clock: torch.Tensor, bits: int, group_size: int, seed: int,
-) -> torch.Tensor:  # fmt: skip
-    """F.scaled_dot_product_attention, of which codes are kept."""
-    if not torch.is_grad_enabled():
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=scale)
-    used = q.shape[-1] ** -0.5 if scale is None else scale
-    out: torch.Tensor = OPS.coded_attention.default(q, k, v, mask, p, causal, used, clock, bits, group_size, seed, True)[0]
-    return out
-
-
-def _rank(node: Any) -> int:
-    found = value(node)
-    return found.dim() if isinstance(found, torch.Tensor) else 2
-
-
-def _within_a_row(x: fx.Node, group_size: int, dims: int) -> int:
-    """The largest group, a multiple of 8, that no two rows of a tensor share; where there is none of 32 or more, the wanted size.
-
-    A row is the last ``dims`` dimensions. Rows that are normalised apart, those of tokens or of channels, differ in scale.
-    """
-    found = value(x)
-    if not isinstance(found, torch.Tensor) or found.dim() <= dims or not all(isinstance(size, int) for size in found.shape[-dims:]):
-        return group_size
-    row = math.prod(found.shape[-dims:])
-    return next((size for size in range(min(group_size, row) // 8 * 8, 31, -8) if row % size == 0), group_size)
 
 
 def _learns(node: fx.Node) -> bool:

@@ -67,6 +67,9 @@ class BitsSpec:
     group_size: int = 256
 
 
+Spec = BlpaSpec | SavedSpec | BitsSpec
+
+
 def check(site: str, bits: int, group_size: int) -> None:
     """Raises ValueError for bits or a group's size that no code has."""
     if bits not in BITS:

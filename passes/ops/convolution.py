@@ -12,7 +12,7 @@ from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 BIAS = 3
 GEOMETRY = 6  # arguments from stride to groups
-OPERANDS = ("x", "a_hat", "w_hat", "bias")
+OPERANDS = ("x", "a_hat", "w_hat", "bias", "values")
 
 
 @operator()

@@ -110,4 +110,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 swat_einsum.register_autograd(rule("swat_einsum", _backward), setup_context=_setup)
-cast_to_active_dtype("swat_einsum", only=("x", "a_hat", "w_hat"))
+cast_to_active_dtype("swat_einsum", only=("x", "a_hat", "w_hat", "values"))

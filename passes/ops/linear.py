@@ -72,4 +72,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 swat_linear.register_autograd(rule("swat_linear", _backward), setup_context=_setup)
-cast_to_active_dtype("swat_linear", only=("x", "a_hat", "w_hat", "bias"))
+cast_to_active_dtype("swat_linear", only=("x", "a_hat", "w_hat", "bias", "values"))

@@ -72,22 +72,24 @@ def test_before_and_after() -> None:
         f"refresh_threshold_default = refresh_threshold(detach, {site}_weight_threshold, fxsparse_clock_now, {site}_weight_density)",
         "sparsify_default = sparsify(weight, refresh_threshold_default)",
         *activation_listing("x", 0),
-        "swat_linear_default = swat_linear(x, sparsify_default_1, sparsify_default)",
-        "relu = relu(swat_linear_default)",
+        "swat_linear_default = swat_linear(x, getitem, sparsify_default, getitem_1, getitem_2, weight, refresh_threshold_default)",
+        "masked_function_default = masked_function(swat_linear_default, is_grad_enabled)",
+        "getitem_8 = getitem(masked_function_default)",
         "t_1 = t(sparsify_default)",
-        *activation_listing("relu", 1),
-        "swat_einsum_default = swat_einsum(relu, sparsify_default_2, t_1)",
+        *activation_listing("getitem_8", 1),
+        "swat_einsum_default = swat_einsum(getitem_8, getitem_4, t_1, getitem_5, getitem_6)",
     ]
     roles = [(node.name, meta.read(node)["role"]) for node in compiled.graphs[""].graph.nodes if "role" in meta.read(node)]
     assert roles == [
         ("refresh_threshold_default", "weight_threshold"),
         ("sparsify_default", "sparse_weight"),
         ("refresh_threshold_default_1", "activation_threshold"),
-        ("sparsify_default_1", "sparse_activation"),
+        ("pack_sparse_default", "sparse_activation"),
         ("count_kept_default", "activation_counter"),
         ("swat_linear_default", "contraction"),
+        ("masked_function_default", "function"),
         ("refresh_threshold_default_2", "activation_threshold"),
-        ("sparsify_default_2", "sparse_activation"),
+        ("pack_sparse_default_1", "sparse_activation"),
         ("count_kept_default_1", "activation_counter"),
         ("swat_einsum_default", "contraction"),
     ]
@@ -104,19 +106,22 @@ def activation_listing(x: str, call: int) -> list[str]:
         f"refresh_threshold_default_{call + 1} = refresh_threshold("
         f"detach_{detach}, {site}_threshold_{call}, fxsparse_clock_now, {site}_density{again}, is_grad_enabled)",
         f"detach_{detach + 1} = detach({x})",
-        f"sparsify_default_{call + 1} = sparsify(detach_{detach + 1}, refresh_threshold_default_{call + 1}, is_grad_enabled)",
+        f"pack_sparse_default{again} = pack_sparse("
+        f"detach_{detach + 1}, refresh_threshold_default_{call + 1}, is_grad_enabled, fxsparse_clock_now)",
+        *(f"getitem{f'_{item}' if item else ''} = getitem(pack_sparse_default{again})" for item in range(4 * call, 4 * call + 4)),
         f"{site}_counts_{call} = fxsparse.sites.weight.activation_counts_{call}()",
-        f"count_kept_default{again} = count_kept(sparsify_default_{call + 1}, {site}_counts_{call}, fxsparse_clock_now)",
+        f"count_kept_default{again} = count_kept({x}, getitem_{4 * call + 3}, {site}_counts_{call}, fxsparse_clock_now, is_grad_enabled)",
     ]
 
 
 def test_changes_say_what_was_done_where_and_why() -> None:
     compiled = fxs.compile(TwoReads(), SWAT, (torch.randn(3, 4),))
-    first, second = compiled.report.changes
+    first, second, relu = compiled.report.changes
     assert (first.site, first.graph, first.why) == ("weight", "", "SWAT selects weight")
     assert first.what == "linear with element weights at density 0.5, activations at 0.5 by tensor"
     names = {node.name for node in compiled.graphs[""].graph.nodes}
-    for change in (first, second):
+    assert (relu.what, relu.why) == ("masked: keeps one bit for each element", "SWAT keeps its output sparse")
+    for change in (first, second, relu):
         assert {change.node, *change.added, *change.rewired} <= names
         assert not set(change.removed) & names
     assert len(second.removed) == 2  # the product and the view of the dense weight that only it read
@@ -188,9 +193,10 @@ def deep_model() -> nn.Module:
 def test_fuel_is_the_number_of_rewrites(fuel: int) -> None:
     compiled = fxs.compile(deep_model(), SWAT, (torch.randn(2, 3, 4, 4),), fuel=fuel)
     changed = [change.site for change in compiled.report.changes]
-    assert changed == ["0.weight", "4.weight", "6.weight"][:fuel]
-    assert list(compiled.plan) == changed
-    assert [skip.site for skip in compiled.report.skips] == ["0.weight", "4.weight", "6.weight"][fuel:]
+    contractions, relu = ["0.weight", "4.weight", "6.weight"], "5"  # whose output the last one keeps sparse, so that its mask is in bits
+    assert changed == [*contractions, relu][:fuel]
+    assert list(compiled.plan) == changed[:3]
+    assert [skip.site for skip in compiled.report.skips] == contractions[fuel:] + [relu] * (fuel == 3)
     assert all(skip.reason == "no fuel is left" for skip in compiled.report.skips)
 
 

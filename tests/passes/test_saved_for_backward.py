@@ -1,4 +1,4 @@
-"""What autograd saves of a compiled model: the sparse operands, and neither the dense activation nor the dense weight."""
+"""What autograd saves of a compiled model: positions and values of sparse activations, and no copy of a dense operand."""
 
 from __future__ import annotations
 
@@ -55,17 +55,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class Operands(torch.utils._python_dispatch.TorchDispatchMode):
-    """Keeps a copy of each activation that a SWAT contraction is given."""
+    """Keeps the activations that SWAT contractions are given, and the values of them that are to be kept."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dense: list[Tensor] = []
-        self.sparse: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "fxsparse" and func._opname.startswith("swat_"):
             self.dense.append(args[0].detach())
-            self.sparse += [args[1].detach(), args[2].detach()]
+            names = [argument.name for argument in func._schema.arguments]
+            found = dict(zip(names, args, strict=False))
+            if found.get("scheme", "exact") != "exact":
+                self.values.append(found["values"].detach())
         return func(*args, **(kwargs or {}))
 
 
@@ -103,7 +106,7 @@ def offenders(compiled: nn.Module, x: Tensor) -> list[str]:
         if dense.any() and (shares(s, dense) or has_values(s, dense))
     ]
     weights = [(name, p) for name, p in compiled.named_parameters() if p.dim() > 1]
-    return found + [name for name, weight in weights for s in saved if shares(s, weight) or has_values(s, weight)]
+    return found + [name for name, weight in weights for s in saved if not shares(s, weight) and has_values(s, weight)]
 
 
 @pytest.mark.parametrize("structure", ["element", "filter"])
@@ -124,27 +127,55 @@ def test_the_search_finds_what_a_dense_layer_saves() -> None:
     """What the test above looks for is there when nothing is sparsified."""
     torch.manual_seed(0)
     x = torch.randn(4, 8, requires_grad=True)
-    compiled = compiled_copy(Chain(nn.Linear(8, 7), nn.Linear(7, 6)), x, include=("layers.0",))
-    assert "layers.1.weight" in offenders(compiled, x)
     weights_only = compiled_copy(Chain(nn.Linear(8, 7)), x, activation_sparsity=0.0)
     assert offenders(weights_only, x) == ["activation 0"]
 
+    class Copied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(7, 8))
+            self.layer = nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(F.linear(x, self.weight.clone()))
+
+    assert "weight" in offenders(compiled_copy(Copied(), x, include=("layer",)), x)
+
 
 @pytest.mark.parametrize("name", ["conv", "linear", "einsum"])
-def test_what_is_saved_is_each_sparse_operand_once(name: str) -> None:
+def test_the_kept_values_are_saved_once(name: str) -> None:
     torch.manual_seed(0)
     make, shape = MODELS[name]
     x = torch.randn(shape, requires_grad=True)
-    saved, operands = run(compiled_copy(make(), x, weight_sparsity=0.5), x)
-    assert len(saved) == len(operands.sparse)
-    assert all(sum(shares(s, kept) or has_values(s, kept) for s in saved) == 1 for kept in operands.sparse)
+    compiled = compiled_copy(make(), x, weight_sparsity=0.5)
+    saved, operands = run(compiled, x)
+    assert len(operands.values) == len(operands.dense)
+    assert all(sum(shares(s, values) for s in saved) == 1 for values in operands.values)
+    for dense, values in zip(operands.dense, operands.values, strict=True):
+        assert values.numel() == (dense.numel() + 1) // 2
+        assert torch.equal(values.abs().sort().values, dense.abs().flatten().sort().values[-values.numel() :])
+
+
+def test_bytes_that_are_saved() -> None:
+    """At 90 %: half a bit for a position and a tenth of the values; the weight follows from the parameter and its threshold."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 128, requires_grad=True)
+    compiled = compiled_copy(nn.Linear(128, 32), x, weight_sparsity=0.9)
+    saved, _ = run(compiled, x)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in compiled.parameters()}
+    own = {s.untyped_storage().data_ptr(): s.untyped_storage().nbytes() for s in saved}
+    elements = x.numel()
+    kept = sum(size for storage, size in own.items() if storage not in parameters)
+    assert kept < elements * (0.6 / 8 + 4 * 0.1) + 16
 
 
 def test_without_a_gradient_for_the_input_its_weight_is_not_saved() -> None:
     x = torch.randn(4, 8)
-    saved, operands = run(compiled_copy(nn.Linear(8, 7), x), x)
-    assert len(saved) == 1
-    assert has_values(saved[0], operands.sparse[0])
+    compiled = compiled_copy(nn.Linear(8, 7), x)
+    saved, operands = run(compiled, x)
+    weight = compiled.get_parameter("weight")
+    assert not any(shares(s, weight) or s.shape == weight.shape for s in saved)
+    assert sum(shares(s, operands.values[0]) for s in saved) == 1
 
 
 def test_autocast_saves_the_cast_sparse_operands() -> None:
@@ -153,8 +184,11 @@ def test_autocast_saves_the_cast_sparse_operands() -> None:
     compiled = compiled_copy(Chain(nn.Linear(8, 7), nn.Linear(7, 6)), x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert offenders(compiled, x) == []
-        saved, _ = run(compiled, x)
-    assert {tensor.dtype for tensor in saved} == {torch.bfloat16}
+        saved, operands = run(compiled, x)
+    assert {values.dtype for values in operands.values} == {torch.bfloat16}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in compiled.parameters()}
+    wide = [s for s in saved if s.dtype == torch.float32 and s.untyped_storage().data_ptr() not in parameters]
+    assert all(s.numel() <= 1 for s in wide)
 
 
 def test_memory_that_a_chain_holds_is_its_sparse_operands() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxsparse as fxs
@@ -79,7 +78,8 @@ def weight_is_state(gm: fx.GraphModule) -> None:
 
 def keeps_another_activation(gm: fx.GraphModule) -> None:
     first, second = nodes(gm, OPS.swat_linear.default)
-    set_arg(second, 1, first.args[1])
+    for index in (1, 5, 6):
+        set_arg(second, index, first.args[index])
 
 
 def keeps_a_dense_tensor(gm: fx.GraphModule) -> None:
@@ -87,23 +87,29 @@ def keeps_a_dense_tensor(gm: fx.GraphModule) -> None:
     set_arg(second, 1, first.args[0])
 
 
-def pads_otherwise(gm: fx.GraphModule) -> None:
-    nodes(gm, F.pad)[0].args = (nodes(gm, F.pad)[0].args[0], [0, 2, 0, 2])
+def keeps_the_values_of_another(gm: fx.GraphModule) -> None:
+    first, second = nodes(gm, OPS.swat_linear.default)
+    set_arg(second, 5, first.args[5])
 
 
-def pads_the_dense_one_only(gm: fx.GraphModule) -> None:
-    node = nodes(gm, OPS.swat_convolution.default)[1]
-    kept: Any = node.args[1]
-    set_arg(node, 1, kept.args[0])
+def reads_another_scheme(gm: fx.GraphModule) -> None:
+    set_arg(nodes(gm, OPS.swat_linear.default)[0], 4, "bitmap:4:256")
 
 
-def pads_in_another_mode(gm: fx.GraphModule) -> None:
-    nodes(gm, F.pad)[1].kwargs = {"mode": "reflect"}
+def keeps_what_was_not_padded(gm: fx.GraphModule) -> None:
+    pack = nodes(gm, OPS.pack_sparse.default)[0]
+    detached: Any = pack.args[0]
+    detached.args = (detached.args[0].args[0],)
+
+
+def makes_its_weight_of_another(gm: fx.GraphModule) -> None:
+    first, second = nodes(gm, OPS.swat_linear.default)
+    set_arg(second, 7, first.args[7])
 
 
 def threshold_of_another(gm: fx.GraphModule) -> None:
     thresholds = nodes(gm, OPS.refresh_threshold.default)
-    set_arg(nodes(gm, OPS.sparsify.default)[-1], 1, thresholds[0])
+    set_arg(nodes(gm, OPS.pack_sparse.default)[-1], 1, thresholds[0])
 
 
 def threshold_out_of_nowhere(gm: fx.GraphModule) -> None:
@@ -150,10 +156,11 @@ BROKEN: list[tuple[str, Callable[[fx.GraphModule], None], str]] = [
     ("a SWAT contraction multiplies with a parameter", weight_is_a_constant, "its weight is not a node"),
     ("a SWAT contraction multiplies with a parameter", weight_is_state, "neither a parameter nor a sparsified parameter"),
     ("a SWAT contraction keeps its own activation", keeps_another_activation, "but keeps"),
-    ("a SWAT contraction keeps its own activation", keeps_a_dense_tensor, "neither its activation nor a sparsified one"),
-    ("a SWAT contraction keeps its own activation", pads_otherwise, "is padded otherwise than"),
-    ("a SWAT contraction keeps its own activation", pads_the_dense_one_only, "but keeps"),
-    ("a SWAT contraction keeps its own activation", pads_in_another_mode, "is padded otherwise than"),
+    ("a SWAT contraction keeps its own activation", keeps_a_dense_tensor, "neither its activation nor a packed one"),
+    ("a SWAT contraction keeps its own activation", keeps_the_values_of_another, "with the values of"),
+    ("a SWAT contraction keeps its own activation", reads_another_scheme, "which is packed as"),
+    ("a SWAT contraction keeps its own activation", keeps_what_was_not_padded, "but keeps"),
+    ("a sparse weight is made anew as it was made", makes_its_weight_of_another, "would make it of"),
     ("a threshold is applied to what it was selected on", threshold_of_another, "its threshold was selected on"),
     ("a threshold is applied to what it was selected on", threshold_out_of_nowhere, "not a refresh_threshold"),
     ("a threshold is applied to what it was selected on", scores_otherwise, "it scores other dimensions"),
