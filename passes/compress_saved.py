@@ -26,8 +26,9 @@ from .graph import Recorder, value
 from .saving.chains import ChainFinder, Chains
 from .saving.emit import Emitter
 from .saving.liveness import Alive, is_overwritten_elsewhere
-from .saving.match import Saver, match
+from .saving.match import match
 from .saving.places import site_of
+from .saving.saver import Saver
 from .specs_saved import BitsSpec, BlpaSpec, SavedSpec, Spec
 
 _CONTRACTIONS = ("conv", "linear", "swat")

@@ -14,7 +14,7 @@ from .codes import masks
 from .codes.bits import parts_of
 from .codes.layout import by_channel, dense, dense_strides, in_memory_order
 from .codes.pieces import Piece, Pieces
-from .codes.room import room
+from .codes.room import give_back_free_pages, room
 from .derivative import like, once
 from .operator import operator
 
@@ -44,13 +44,15 @@ def blpa_norm(
     activation: str,
     bits: int,
     wanted: bool,
+    settle: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return y, packed, stats, mask, new_mean, new_var.
 
     y is `activation` ("none", "relu", "relu6", "hardswish", "silu") of torch's batch_norm of x (N, C, *), to the bit. `packed`
     (uint8) holds a code of `bits` bits for each element, `stats` (float32) what reads it: the scheme is of_norm(bits, activation).
     `mask` has one bit for each element where z lies inside ReLU6's range, else nothing. `new_mean` and `new_var` are what the
-    running statistics become; the operator writes to none of its inputs. Not `wanted`: empty codes.
+    running statistics become; the operator writes to none of its inputs. Not `wanted`: empty codes. To `settle`, forward and backward,
+    is to give free pages of the heap back to the system when the code is made and when it was read.
 
     The gradients are those of BLPA: exact for `bias` and for what passes a ReLU or ReLU6, approximate for `weight` and x, whose
     normalised value comes from the code. After Hardswish and SiLU the derivative is taken at the code's value.
@@ -64,6 +66,8 @@ def blpa_norm(
         z, *_ = norm(x, weight, bias, *(item if item.numel() else None for item in running))
         return ACTIVATIONS[activation](z), nothing, x.new_empty((rows.ROWS, 0), dtype=torch.float32), nothing.clone(), mean, var
     work = _Forward(dense(x), (weight, bias), running, norm, activation, bits)
+    if settle:
+        give_back_free_pages(work.packed)
     return work.y, work.packed, work.stats, work.mask(), mean, var
 
 
@@ -80,6 +84,7 @@ def _(
     activation: str,
     bits: int,
     wanted: bool,
+    settle: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     running = [t.new_empty(t.shape) if t is not None else x.new_empty(0) for t in (running_mean, running_var)]
     y = x.new_empty_strided(x.shape, dense_strides(x.shape, x.stride()))
@@ -227,8 +232,11 @@ def blpa_norm_backward(
     training: bool,
     activation: str,
     bits: int,
+    settle: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias (the last two float32) of fxsparse::blpa_norm; `strides` are those of its y."""
+    if settle:
+        give_back_free_pages(packed)
     grad = like(grad, strides)
     out = torch.empty_like(grad)
     if grad.numel() == 0:
@@ -284,6 +292,7 @@ def _(
     training: bool,
     activation: str,
     bits: int,
+    settle: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = grad.new_empty_strided(grad.shape, list(strides))
     return out, stats.new_empty(grad.shape[1]), stats.new_empty(grad.shape[1])
@@ -293,7 +302,7 @@ blpa_norm_backward.without_derivative()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, weight, bias, running_mean, _, training, _, _, activation, bits, wanted = inputs
+    _, weight, bias, running_mean, _, training, _, _, activation, bits, wanted, settle = inputs
     y, packed, stats, mask, new_mean, new_var = output
     if not wanted:
         raise RuntimeError("blpa_norm was told that no gradient is wanted, but one is recorded; pass torch.is_grad_enabled()")
@@ -301,23 +310,22 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(packed, stats, mask)
     ctx.strides = y.stride()
-    ctx.facts = (training or running_mean is None, activation, bits)
+    ctx.facts = (training or running_mean is None, activation, bits, settle)
     ctx.dtypes = tuple(None if t is None else t.dtype for t in (weight, bias))
 
 
 @once("fxsparse::blpa_norm")
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 11
+        return (None,) * 12
     packed, stats, mask = ctx.saved_tensors
-    training, activation, bits = ctx.facts
-    gx, gw, gb = torch.ops.fxsparse.blpa_norm_backward(grad, packed, stats, mask, ctx.strides, training, activation, bits)
+    gx, gw, gb = torch.ops.fxsparse.blpa_norm_backward(grad, packed, stats, mask, ctx.strides, *ctx.facts)
     weight, bias = ctx.dtypes
     return (
         gx if ctx.needs_input_grad[0] else None,
         gw.to(weight) if weight is not None and ctx.needs_input_grad[1] else None,
         gb.to(bias) if bias is not None and ctx.needs_input_grad[2] else None,
-        *(None,) * 8,
+        *(None,) * 9,
     )
 
 

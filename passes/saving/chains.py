@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .match import Saver
+from .saver import Saver
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _THROUGH_FUNCTIONS = {torch.flatten, F.adaptive_avg_pool2d, F.avg_pool2d, F.dropout, torch.mean}

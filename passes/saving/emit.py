@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
-import zlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,19 +10,20 @@ import torch
 from torch import fx
 
 from .. import meta
-from ..graph import Recorder, first_real_node, value
+from ..graph import Recorder, value
 from ..ops import OPS
 from ..ops.coded_unary import dropout
 from ..ops.codes.scheme import EXACT, SPARSE, of_divided, of_norm, of_positive, of_range, of_sparse, parse
-from ..ops.pack_sparse import NEAREST
-from ..specs_saved import BitsSpec, BlpaSpec, SavedSpec, Spec
-from ..state import CLOCK_TARGET
+from ..specs_saved import BitsSpec, BlpaSpec, Spec
 from .chains import Chains
+from .edit import Editor
 from .functions import attention, update_running
 from .liveness import Alive
-from .match import Saver, match
+from .match import match
+from .saver import Saver
 
 SCHEME = 4  # of pack_sparse's arguments
+SETTLE_EVERY = 8  # norms after which free memory goes back to the system
 SHARED_BY = 4  # groups of other codes: values above a threshold differ less
 _PLAIN = {of_sparse(kind) for kind in SPARSE}
 
@@ -42,23 +41,18 @@ class Code:
     normal: tuple[Any, ...] = (None,) * 5
 
 
-class Emitter:
+class Emitter(Editor):
     """Rewrites the nodes of one graph, one after the other in their order.
 
     Args:
         chains: what BLPA does with which nodes. alive: what stays in memory whatever is done.
-
-    Attributes:
-        removed, rewired: names of the nodes that ``emit`` took away, and whose arguments it changed.
     """
 
     def __init__(self, gm: fx.GraphModule, make: Recorder, chains: Chains, alive: Alive) -> None:
-        self.gm, self.make, self.chains, self.alive = gm, make, chains, alive
-        self.removed: list[str] = []
-        self.rewired: list[str] = []
+        super().__init__(gm, make)
+        self.chains, self.alive = chains, alive
         self.codes: dict[fx.Node, Code] = {}
-        self.attributes: dict[str, fx.Node] = {}
-        self._wanted = next((node for node in gm.graph.nodes if node.target is torch.is_grad_enabled), None)
+        self._norms = 0
 
     def emit(self, node: fx.Node, spec: Spec) -> tuple[fx.Node, str, str] | None:
         """Rewrites a node. Returns what took its place, its kind, and what it keeps; None if nothing is to be done."""
@@ -84,47 +78,6 @@ class Emitter:
         }[saver.kind]  # fmt: skip
         return emit(node, saver, spec)
 
-    def _replace(self, node: fx.Node, by: fx.Node) -> None:
-        """Puts a new node in an old one's place."""
-        by.meta["val"] = value(node)
-        for key in ("nn_module_stack", "stack_trace"):
-            if key in node.meta:
-                by.meta[key] = node.meta[key]
-        self.rewired += [user.name for user in node.users]
-        node.replace_all_uses_with(by)
-        self.removed.append(node.name)
-        self.gm.graph.erase_node(node)
-
-    def _op(self, target: Any, role: str, spec: Spec, *args: Any) -> fx.Node:
-        made = self.make.function(target, *args)
-        meta.write(made, site=spec.site, role=role)
-        return made
-
-    def _item(self, node: fx.Node, index: int) -> fx.Node:
-        return self.make.function(operator.getitem, node, index)
-
-    def _attribute(self, item: Any) -> Any:
-        """The node that reads a parameter, a buffer or a flag of a module; what is a node already, or nothing, stays."""
-        if not isinstance(item, str):
-            return item
-        if item not in self.attributes:
-            with self.make.before(first_real_node(self.gm.graph)):
-                self.attributes[item] = self.make.attribute(item)
-            self.attributes[item].meta["val"] = None
-        return self.attributes[item]
-
-    def _gradient_wanted(self) -> fx.Node:
-        if self._wanted is None:
-            with self.make.before(first_real_node(self.gm.graph)):
-                self._wanted = self.make.function(torch.is_grad_enabled)
-        return self._wanted
-
-    def _rounding(self, node: fx.Node, spec: Spec) -> tuple[Any, int, int, int]:
-        """Clock, bits, group size and seed."""
-        stochastic = isinstance(spec, SavedSpec) and spec.rounding == "stochastic"
-        seed = zlib.crc32(f"{spec.site}:{node.name}".encode()) if stochastic else NEAREST
-        return self._attribute(CLOCK_TARGET), spec.bits, spec.group_size, seed
-
     # Codes
 
     def _code(self, x: fx.Node, spec: Spec, *, follow: bool = False, row: int = 0) -> Code:
@@ -139,14 +92,14 @@ class Emitter:
         if self.alive.reason(x) is not None:
             return Code(x, x, EXACT)
         if isinstance(spec, BlpaSpec):
-            made = self._op(OPS.quantize_positive.default, "code", spec, x, spec.bits, spec.group_size, self._gradient_wanted())
+            made = self.op(OPS.quantize_positive.default, "code", spec, x, spec.bits, spec.group_size, self.gradient_wanted())
             scheme = of_positive(spec.bits, spec.group_size)
         else:
-            clock, bits, size, seed = self._rounding(x, spec)
+            clock, bits, size, seed = self.rounding(x, spec)
             size = _within_a_row(x, size, row) if row else size
-            made = self._op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self._gradient_wanted())
+            made = self.op(OPS.quantize.default, "code", spec, x, clock, bits, size, seed, self.gradient_wanted())
             scheme = of_range(bits, size)
-        code = Code(self._item(made, 0), self._item(made, 1), scheme)
+        code = Code(self.item(made, 0), self.item(made, 1), scheme)
         if known is None:
             self.codes[x] = code
         return code
@@ -155,12 +108,12 @@ class Emitter:
 
     def _conv(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        weight, bias = self.attribute(facts["weight"]), self.attribute(facts["bias"])
         geometry = (facts["stride"], facts["padding"], facts["dilation"], facts["transposed"], facts["output_padding"], facts["groups"])
-        out = self._op(
+        out = self.op(
             OPS.coded_convolution.default, "contraction", spec, saver.x, code.packed, code.stats, code.scheme, weight, bias, *geometry
         )
-        self._replace(node, out)
+        self.replace(node, out)
         return out, f"keeps its input as {code.scheme}"
 
     def _is_read_as_code(self, node: fx.Node) -> bool:
@@ -176,7 +129,7 @@ class Emitter:
         known = self.codes.get(saver.x)
         if known is not None and parse(known.scheme).activation == "relu" and _is_one_threshold(pack.args[1]):
             return self._divided_bins(node, pack, known, spec)
-        _, bits, size, seed = self._rounding(node, spec)
+        _, bits, size, seed = self.rounding(node, spec)
         size *= SHARED_BY if isinstance(spec, BlpaSpec) else 1
         scheme = of_sparse(parse(pack.args[SCHEME]).kind, bits, size)
         self.rewired += [pack.name, node.name]
@@ -188,13 +141,13 @@ class Emitter:
         """The sparse activation as part of the code that its norm keeps."""
         x, threshold, wanted = pack.args[:3]
         with self.make.before(pack):
-            made = self._op(OPS.divide_bins.default, "sparse_activation", spec, x, threshold, code.packed, code.stats, code.scheme, wanted)
-            parts = (self._item(made, 0), code.packed, self._item(made, 1), self._item(made, 2))
+            made = self.op(OPS.divide_bins.default, "sparse_activation", spec, x, threshold, code.packed, code.stats, code.scheme, wanted)
+            parts = (self.item(made, 0), code.packed, self.item(made, 1), self.item(made, 2))
         for item in list(pack.users):
             self.rewired += [user.name for user in item.users]
             item.replace_all_uses_with(parts[cast(int, item.args[1])])
-            self._drop(item)
-        self._drop(pack)
+            self.drop(item)
+        self.drop(pack)
         self.rewired = sorted(set(self.rewired) - set(self.removed))
         for contraction in list(parts[0].users):
             _set_scheme(contraction, of_divided(code.scheme))
@@ -202,10 +155,10 @@ class Emitter:
 
     def _linear(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         code = self._code(saver.x, spec, follow=True, row=1)
-        weight, bias = self._attribute(saver.facts["weight"]), self._attribute(saver.facts["bias"])
+        weight, bias = self.attribute(saver.facts["weight"]), self.attribute(saver.facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, *code.normal, weight, bias)
-        out = self._op(OPS.coded_linear.default, "contraction", spec, *args)
-        self._replace(node, out)
+        out = self.op(OPS.coded_linear.default, "contraction", spec, *args)
+        self.replace(node, out)
         how = "from the code of its norm's input" if code.normal[0] is not None else f"as {code.scheme}"
         return out, f"keeps its input {how}"
 
@@ -215,131 +168,129 @@ class Emitter:
             code = self._code(x, spec) if value(other).requires_grad else Code(x, x, EXACT)
             operands += [x, code.packed, code.stats, code.scheme]
         target = OPS.coded_matmul.default if saver.kind == "matmul" else OPS.coded_mul.default
-        out = self._op(target, "product", spec, *operands)
-        self._replace(node, out)
+        out = self.op(target, "product", spec, *operands)
+        self.replace(node, out)
         return out, f"keeps its operands as {operands[3]} and {operands[7]}"
 
     # Norms
 
     def _layer_norm(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec, row=1)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        weight, bias = self.attribute(facts["weight"]), self.attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, list(facts["shape"]), weight, bias, facts["eps"])
-        made = self._op(OPS.coded_layer_norm.default, "norm", spec, *args)
-        out = self._item(made, 0)
-        self.codes[out] = Code(code.packed, code.stats, code.scheme, (saver.x, self._item(made, 1), self._item(made, 2), weight, bias))
-        self._replace(node, out)
+        made = self.op(OPS.coded_layer_norm.default, "norm", spec, *args)
+        out = self.item(made, 0)
+        self.codes[out] = Code(code.packed, code.stats, code.scheme, (saver.x, self.item(made, 1), self.item(made, 2), weight, bias))
+        self.replace(node, out)
         return out, f"keeps its input as {code.scheme}; its output follows from it"
 
     def _group_norm(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts, code = saver.facts, self._code(saver.x, spec, row=_rank(saver.x) - 2)
-        weight, bias = self._attribute(facts["weight"]), self._attribute(facts["bias"])
+        weight, bias = self.attribute(facts["weight"]), self.attribute(facts["bias"])
         args = (saver.x, code.packed, code.stats, code.scheme, facts["num_groups"], weight, bias, facts["eps"])
-        out = self._item(self._op(OPS.coded_group_norm.default, "norm", spec, *args), 0)
-        self._replace(node, out)
+        out = self.item(self.op(OPS.coded_group_norm.default, "norm", spec, *args), 0)
+        self.replace(node, out)
         return out, f"keeps its input as {code.scheme}"
 
     def _norm_arguments(self, saver: Saver) -> tuple[list[Any], Any]:
         facts = saver.facts
         names = ("weight", "bias", "running_mean", "running_var", "training")
-        return [self._attribute(facts[name]) for name in names], self._attribute(facts["counter"])
+        return [self.attribute(facts[name]) for name in names], self.attribute(facts["counter"])
 
     def _running(self, made: fx.Node, first: int, arguments: list[Any], counter: Any) -> None:
         mean, var, training = arguments[2:5]
         if mean is not None:
-            self.make.function(update_running, mean, var, counter, self._item(made, first), self._item(made, first + 1), training)
+            self.make.function(update_running, mean, var, counter, self.item(made, first), self.item(made, first + 1), training)
 
     def _batch_norm(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         code = self._code(saver.x, spec, row=_rank(saver.x) - 2)
         arguments, counter = self._norm_arguments(saver)
         args = (saver.x, code.packed, code.stats, code.scheme, *arguments, saver.facts["momentum"], saver.facts["eps"])
-        made = self._op(OPS.coded_batch_norm.default, "norm", spec, *args)
-        out = self._item(made, 0)
+        made = self.op(OPS.coded_batch_norm.default, "norm", spec, *args)
+        out = self.item(made, 0)
         self._running(made, 3, arguments, counter)
-        self._replace(node, out)
+        self.replace(node, out)
         return out, f"keeps its input as {code.scheme}"
 
     def _blpa_norm(self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None) -> tuple[fx.Node, str]:
         arguments, counter = self._norm_arguments(saver)
-        settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self._gradient_wanted())
-        made = self._op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
-        out = self._item(made, 0)
-        code = Code(self._item(made, 1), self._item(made, 2), of_norm(spec.bits, activation))
+        self._norms += 1
+        settle = self._norms % SETTLE_EVERY == 0 or self._norms == len(self.chains.norms)
+        settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self.gradient_wanted(), settle)
+        made = self.op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
+        out = self.item(made, 0)
+        code = Code(self.item(made, 1), self.item(made, 2), of_norm(spec.bits, activation))
         self._running(made, 4, arguments, counter)
         self.codes[out] = code
         if act is not None:
-            self._replace(act, out)
+            self.replace(act, out)
             self.rewired = [name for name in self.rewired if name != act.name]
-        self._replace(node, out) if act is None else self._drop(node)
+        self.replace(node, out) if act is None else self.drop(node)
         return out, f"keeps its normalised input, and what follows from it, as {code.scheme}"
-
-    def _drop(self, node: fx.Node) -> None:
-        self.removed.append(node.name)
-        self.gm.graph.erase_node(node)
 
     # Functions
 
     def _positive_relu(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        made = self._op(OPS.positive_relu.default, "function", spec, saver.x, spec.bits, spec.group_size, self._gradient_wanted())
-        out = self._item(made, 0)
-        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_positive(spec.bits, spec.group_size))
+        made = self.op(OPS.positive_relu.default, "function", spec, saver.x, spec.bits, spec.group_size, self.gradient_wanted())
+        out = self.item(made, 0)
+        self.codes[out] = Code(self.item(made, 1), self.item(made, 2), of_positive(spec.bits, spec.group_size))
         scheme = self.codes[out].scheme
-        self._replace(node, out)
+        self.replace(node, out)
         return out, f"keeps its output as {scheme}, whose zeros are the mask"
 
     def _function(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        clock, bits, size, seed = self._rounding(node, spec)
-        args = (saver.x, saver.facts["name"], clock, bits, size, seed, self._gradient_wanted())
-        out = self._item(self._op(OPS.coded_function.default, "function", spec, *args), 0)
-        self._replace(node, out)
+        clock, bits, size, seed = self.rounding(node, spec)
+        args = (saver.x, saver.facts["name"], clock, bits, size, seed, self.gradient_wanted())
+        out = self.item(self.op(OPS.coded_function.default, "function", spec, *args), 0)
+        self.replace(node, out)
         return out, f"keeps its derivative as {of_range(bits, size)}"
 
     def _masked(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts = saver.facts
-        args = (saver.x, facts["name"], facts["low"], facts["high"], self._gradient_wanted())
-        out = self._item(self._op(OPS.masked_function.default, "function", spec, *args), 0)
-        self._replace(node, out)
+        args = (saver.x, facts["name"], facts["low"], facts["high"], self.gradient_wanted())
+        out = self.item(self.op(OPS.masked_function.default, "function", spec, *args), 0)
+        self.replace(node, out)
         return out, "keeps one bit for each element"
 
     def _dropout(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        out = self.make.function(dropout, saver.x, saver.facts["p"], self._attribute(saver.facts["training"]))
+        out = self.make.function(dropout, saver.x, saver.facts["p"], self.attribute(saver.facts["training"]))
         meta.write(out, site=spec.site, role="function")
-        self._replace(node, out)
+        self.replace(node, out)
         return out, "keeps one bit for each element"
 
     def _max_pool(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts = saver.facts
         settings = [facts[name] for name in ("kernel", "stride", "padding", "dilation", "ceil_mode")]
-        made = self._op(OPS.coded_max_pool2d.default, "pool", spec, saver.x, *settings, self._gradient_wanted())
-        out = self._item(made, 0)
-        self._replace(node, out)
+        made = self.op(OPS.coded_max_pool2d.default, "pool", spec, saver.x, *settings, self.gradient_wanted())
+        out = self.item(made, 0)
+        self.replace(node, out)
         return out, "keeps each maximum's place in its window in the fewest bits"
 
     def _avg_pool(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts = saver.facts
         settings = [facts[name] for name in ("kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")]
-        out = self._op(OPS.lean_avg_pool2d.default, "pool", spec, saver.x, *settings)
-        self._replace(node, out)
+        out = self.op(OPS.lean_avg_pool2d.default, "pool", spec, saver.x, *settings)
+        self.replace(node, out)
         return out, "keeps only its input's sizes"
 
     def _softmax(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        clock, bits, size, seed = self._rounding(node, spec)
-        made = self._op(
-            OPS.coded_softmax.default, "function", spec, saver.x, saver.facts["dim"], clock, bits, size, seed, self._gradient_wanted()
+        clock, bits, size, seed = self.rounding(node, spec)
+        made = self.op(
+            OPS.coded_softmax.default, "function", spec, saver.x, saver.facts["dim"], clock, bits, size, seed, self.gradient_wanted()
         )
-        out = self._item(made, 0)
-        self.codes[out] = Code(self._item(made, 1), self._item(made, 2), of_range(bits, size))
-        self._replace(node, out)
+        out = self.item(made, 0)
+        self.codes[out] = Code(self.item(made, 1), self.item(made, 2), of_range(bits, size))
+        self.replace(node, out)
         return out, f"keeps its output as {of_range(bits, size)}"
 
     def _attention(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
         facts = saver.facts
         out = self.make.function(
             attention, facts["query"], facts["key"], facts["value"], facts["attn_mask"], facts["dropout_p"], facts["is_causal"],
-            facts["scale"], *self._rounding(node, spec),
+            facts["scale"], *self.rounding(node, spec),
         )  # fmt: skip
         meta.write(out, site=spec.site, role="attention")
-        self._replace(node, out)
+        self.replace(node, out)
         return out, f"keeps its keys and queries in 8 bits, its values and output as {of_range(spec.bits, spec.group_size)}"
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..capture.tracer import has_hooks
 from ..graph import value
 from ..ops import OPS
-from .match import Saver, kept_in_full
+from .saver import Saver, kept_in_full
 
 _KEEP_NOTHING: set[Any] = {operator.iadd, operator.isub, operator.add, operator.sub, torch.add, torch.sub, torch.cat, operator.getitem}
 _KEEP_NOTHING |= {getattr(OPS, name).default for name in ("refresh_threshold", "sparsify", "pack_sparse", "count_kept", "quantize")}

@@ -6,8 +6,7 @@ So on the CPU codes get pages of their own, which go back to the system when the
 
 What else lives that long is small and still divides the holes. ``give_back_free_pages`` asks glibc to return the free pages of its
 heap; it changes no setting. The pages cost a fault each when they are used again, which matrix products hide and convolutional
-networks do not (ResNet-50: 1.25x to 1.8x of eager's time, 585 to 492 MiB at batch 16; ViT-B/16: 1.0x to 1.25x), so it is called by
-fxsparse::quantize and not by fxsparse::blpa_norm.
+networks do not: fxsparse::quantize does so at every large code, fxsparse::blpa_norm at every eighth.
 """
 
 from __future__ import annotations
