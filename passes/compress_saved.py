@@ -169,13 +169,14 @@ class _Rewriter:
 
     def _rewrite(self, emitter: Emitter, node: fx.Node, spec: Spec) -> None:
         self.make.added = []
+        name = node.name
         what = emitter.emit(node, spec)
         if what is None:
             return
         made, kind, kept = what
         self.outcome.append(
             Change(
-                site=spec.site or made.name,
+                site=spec.site or name,
                 graph=self.path,
                 node=made.name,
                 what=f"{kind}: {kept}",
