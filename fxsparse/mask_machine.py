@@ -21,7 +21,7 @@ from fxsparse.passes.masks.update import Masked, exchange, keep_largest
 from .errors import PolicyError
 from .masked_site import MaskedSite
 from .optimizer_state import group_of, refuse_unreadable
-from .ranks import require_same_masks, sharers_of
+from .ranks import fingerprint, require_same_masks, sharers_of
 
 if TYPE_CHECKING:
     from .compiled_model import CompiledModel
@@ -161,7 +161,7 @@ class MaskMachine:
             self._require_same_masks(f"after step {step}")
 
     def _require_same_masks(self, when: str) -> None:
-        masks = {name: site.mask for name, site in self._sites.items()}
+        masks = {name: fingerprint(site.mask, site.kept) for name, site in self._sites.items()}
         require_same_masks(masks, [int(regime.steps) for regime in self._model.regimes], when)
 
 
