@@ -27,6 +27,7 @@ METHODS: dict[str, str | None] = {
 
 
 TECHNIQUES = ("swat", "granet")
+UPDATES = 30
 
 
 def methods_of(technique: str, steps: int) -> dict[str, str | Technique | None]:
@@ -39,7 +40,7 @@ def methods_of(technique: str, steps: int) -> dict[str, str | Technique | None]:
     if technique != "granet":
         known = ", ".join(map(repr, TECHNIQUES))
         raise FxSparseError(f"there is no demo of {technique!r}{closest(technique, TECHNIQUES)}; expected one of {known}")
-    interval = max(1, min(10, steps // 8))
+    interval = max(1, steps // UPDATES)
     pruned, moved = max(2 * interval, int(0.6 * steps)), max(2 * interval, int(0.75 * steps))
     total = max(steps, pruned)
 
