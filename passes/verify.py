@@ -15,9 +15,9 @@ from fxsparse.errors import VerificationError
 
 from . import meta
 from .contractions import parameter_of
-from .insert_swat import pad_if_any
 from .masks.apply import apply_mask
 from .ops import OPS
+from .padding import pad_if_any
 
 _CONTRACTIONS = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
 _VIEWS_LIMIT = 32
