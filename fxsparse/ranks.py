@@ -114,6 +114,11 @@ def sharers_of(weights: Mapping[str, Any]) -> Ranks:
     )
 
 
+def are_several() -> bool:
+    """Whether other processes take part in this training, as far as torch.distributed knows."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def require_same_masks(masks: Mapping[str, int], steps: Sequence[int], when: str) -> None:
     """Compares what all processes say of their masks.
 
@@ -123,8 +128,6 @@ def require_same_masks(masks: Mapping[str, int], steps: Sequence[int], when: str
 
     Raises: PolicyError naming the ranks and masks that differ from rank 0.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
     own = [len(masks), *steps, *masks.values()]
     cuda = dist.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
