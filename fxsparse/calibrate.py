@@ -38,10 +38,7 @@ def calibrate(
     Raises:
         CostError: there is no such device, or a number is not positive.
     """
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise CostError(
-            f"device is {device!r}; expected 'cpu'" + (" or 'cuda'" if torch.cuda.is_available() else ": torch sees no GPU here")
-        )
+    require_device(device)
     if batch < 1 or repeats < 1:
         raise CostError(f"batch is {batch} and repeats is {repeats}; expected whole numbers from 1")
     bench = _Bench(torch.device(device), batch, repeats)
@@ -52,12 +49,12 @@ def calibrate(
     progress("overhead of an operator")
     overhead = bench.overhead()
     ideal = _accelerator(device, peaks, bandwidth, overhead, {}, "")
-    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    reached: dict[str, list[float]] = defaultdict(list)
     for chain in CHAINS:
         progress(f"{chain.kind.replace('_', ' ')} {'x'.join(map(str, chain.shape))}")
         for name, expected, measured in bench.chain(chain, ideal):
-            times[name].append((expected, measured))
-    efficiency = {name: _efficiency(rows) for name, rows in times.items()}
+            reached[name].append(expected / measured)
+    efficiency = {name: _efficiency(shares) for name, shares in reached.items()}
     processor = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
     how = f"measured by fxsparse calibrate on {processor} with torch {torch.__version__}, {torch.get_num_threads()} threads"
     return _accelerator(device, peaks, bandwidth, overhead, efficiency, how)
@@ -100,9 +97,9 @@ def _accelerator(
     )
 
 
-def _efficiency(rows: list[tuple[float, float]]) -> float:
+def _efficiency(shares: list[float]) -> float:
     """The median of ideal over measured time, at most 1: one network whose tensors just miss a cache does not speak for its class."""
-    return round(min(1.0, max(1e-3, median(expected / measured for expected, measured in rows))), 4)
+    return round(min(1.0, max(1e-3, median(shares))), 4)
 
 
 class _Bench:
