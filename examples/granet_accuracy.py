@@ -3,9 +3,9 @@
     python examples/granet_accuracy.py --seeds 5
 
 Every method gets the same network, initial weights, order and shifts of the images, epochs and learning rates, seed by seed. The
-network is half as wide as the demo's, so that 95 % of zeros cost something; the intervals of the masks were chosen on a part of the
-training set. The images of the test set are looked at once, after training. Ends with status 1 if the methods are not in the
-order that is expected of them, mean by mean.
+network is a perceptron of two hidden layers: a residual one does so well on digits at 95 % of zeros that the methods cannot be told
+apart. Its width, the epochs and the number of updates were chosen on a part of the training set. The images of the test set are looked
+at once, after training. Ends with status 1 if the methods are not in the order that is expected of them, mean by mean.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fxsparse.demo import demo_table, run_demo
-from fxsparse.digits import Recipe
+from fxsparse.digits import NETWORKS, Recipe
 from fxsparse.errors import FxSparseError
 
-WIDTH = 16
+RECIPE = Recipe(network="perceptron", width=512, epochs=60)
 POINTS_BELOW_DENSE = 0.8
 ORDER_AT_95 = ("GraNet 95 %", "RigL 95 %", "SET 95 %", "static 95 %")
 
@@ -28,12 +28,14 @@ ORDER_AT_95 = ("GraNet 95 %", "RigL 95 %", "SET 95 %", "static 95 %")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
-    parser.add_argument("--width", type=int, default=WIDTH, help="channels of the network's first stage")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--network", choices=NETWORKS, default=RECIPE.network)
+    parser.add_argument("--width", type=int, default=RECIPE.width, help="units of a hidden layer, or channels of the first stage")
     parser.add_argument("--json", type=Path, help="write the results there, too")
     options = parser.parse_args()
     try:
-        results = run_demo(Recipe(epochs=options.epochs, width=options.width), range(options.seeds), technique="granet")
+        recipe = Recipe(network=options.network, epochs=options.epochs, width=options.width)
+        results = run_demo(recipe, range(options.seeds), technique="granet")
     except FxSparseError as error:
         print(f"granet_accuracy: {error}", file=sys.stderr)
         return 2

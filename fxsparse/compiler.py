@@ -18,13 +18,14 @@ from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
-from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_shape
+from fxsparse.passes.insert_swat import InsertSwat
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.saving.places import places_of
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, AddedState, add_masks, sites_state
+from fxsparse.passes.swat_thresholds import call_slots, threshold_shape
 from fxsparse.passes.verify import verify
 
 from .compiled_model import CompiledModel

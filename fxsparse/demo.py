@@ -27,6 +27,7 @@ METHODS: dict[str, str | None] = {
 
 
 TECHNIQUES = ("swat", "granet")
+UPDATES, MOVED = 60, 0.3
 
 
 def methods_of(technique: str, steps: int) -> dict[str, str | Technique | None]:
@@ -39,20 +40,22 @@ def methods_of(technique: str, steps: int) -> dict[str, str | Technique | None]:
     if technique != "granet":
         known = ", ".join(map(repr, TECHNIQUES))
         raise FxSparseError(f"there is no demo of {technique!r}{closest(technique, TECHNIQUES)}; expected one of {known}")
-    interval = max(1, min(10, steps // 8))
+    interval = max(1, steps // UPDATES)
     pruned, moved = max(2 * interval, int(0.6 * steps)), max(2 * interval, int(0.75 * steps))
     total = max(steps, pruned)
 
     def granet(sparsity: float) -> Technique:
-        return GraNet(initial_sparsity=0.5, final_sparsity=sparsity, begin=0, end=pruned, total_steps=total, interval=interval)
+        return GraNet(
+            initial_sparsity=0.5, final_sparsity=sparsity, begin=0, end=pruned, total_steps=total, interval=interval, prune_rate=MOVED
+        )
 
     return {
         "dense": None,
         "static 90 %": StaticMask(sparsity=0.9),
         "GraNet 90 %": granet(0.9),
         "static 95 %": StaticMask(sparsity=0.95),
-        "SET 95 %": SET(sparsity=0.95, end=moved, interval=interval),
-        "RigL 95 %": RigL(sparsity=0.95, end=moved, interval=interval),
+        "SET 95 %": SET(sparsity=0.95, end=moved, interval=interval, drop_fraction=MOVED),
+        "RigL 95 %": RigL(sparsity=0.95, end=moved, interval=interval, drop_fraction=MOVED),
         "GraNet 95 %": granet(0.95),
     }
 

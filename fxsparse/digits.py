@@ -37,8 +37,13 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How every network of a comparison is trained: SGD with Nesterov momentum, warm-up and a cosine to zero, shifted images."""
+    """How every network of a comparison is trained: SGD with Nesterov momentum, warm-up and a cosine to zero, shifted images.
 
+    Attributes:
+        network: one of ``NETWORKS``. width: its channels or units.
+    """
+
+    network: str = "residual"
     width: int = 32
     epochs: int = 30
     batch_size: int = 32
@@ -51,6 +56,8 @@ class Recipe:
         for name in ("width", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise FxSparseError(f"{name} is {getattr(self, name)}; expected a whole number, at least 1")
+        if self.network not in NETWORKS:
+            raise FxSparseError(f"there is no network {self.network!r}; expected one of {', '.join(map(repr, NETWORKS))}")
 
 
 def load_digits() -> Digits:
@@ -115,6 +122,14 @@ class SmallResNet(nn.Module):
         return out
 
 
+def perceptron(width: int) -> nn.Module:
+    """Two hidden layers of ``width`` units, without norms."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {"residual": SmallResNet, "perceptron": perceptron}
+
+
 def shifted(images: torch.Tensor, black: float, generator: torch.Generator) -> torch.Tensor:
     """Each image moved by -1, 0 or 1 pixels along each side, the rim filled with ``black``."""
     count, _, height, width = images.shape
@@ -161,7 +176,7 @@ def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Cal
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmallResNet(recipe.width)
+        model = NETWORKS[recipe.network](recipe.width)
     generator = torch.Generator().manual_seed(seed)
     count, batch = len(data.train_labels), min(recipe.batch_size, len(data.train_labels))
     compiled = compile(model, policy, example_inputs=(data.train_images[:batch],))

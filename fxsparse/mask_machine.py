@@ -21,7 +21,7 @@ from fxsparse.passes.masks.update import Masked, exchange, keep_largest
 from .errors import PolicyError
 from .masked_site import MaskedSite
 from .optimizer_state import group_of, refuse_unreadable
-from .ranks import require_same_masks, sharers_of
+from .ranks import are_several, fingerprint, require_same_masks, sharers_of
 
 if TYPE_CHECKING:
     from .compiled_model import CompiledModel
@@ -69,8 +69,8 @@ class MaskMachine:
             site.bind(optimizer)
         for regime in self._model.regimes:
             regime.require_own(int(regime.fingerprint))
-        self._compares_ranks = compare_ranks
-        if compare_ranks:
+        self._compares_ranks = compare_ranks and are_several()
+        if self._compares_ranks:
             self._require_same_masks("when the optimizer is attached")
         binding = _Binding(optimizer, sites)
         binding.handles = [
@@ -161,7 +161,7 @@ class MaskMachine:
             self._require_same_masks(f"after step {step}")
 
     def _require_same_masks(self, when: str) -> None:
-        masks = {name: site.mask for name, site in self._sites.items()}
+        masks = {name: fingerprint(site.mask, site.kept) for name, site in self._sites.items()}
         require_same_masks(masks, [int(regime.steps) for regime in self._model.regimes], when)
 
 
@@ -173,7 +173,7 @@ def _prune_together(sites: Sequence[MaskedSite], views: Sequence[Masked], sparsi
     if budget < sum(site.kept for site in sites):
         keep_largest(views, budget, drop, step, ranks)
         for site, view in zip(sites, views, strict=True):
-            site.kept = int(ranks.sum(view.mask.sum().cpu()))
+            site.kept = int(ranks.sum(view.mask.count_nonzero().cpu()))
 
 
 def _prune_each(sites: Sequence[MaskedSite], views: Sequence[Masked], sparsity: float, step: int, ranks: Ranks) -> None:

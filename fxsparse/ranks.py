@@ -114,14 +114,21 @@ def sharers_of(weights: Mapping[str, Any]) -> Ranks:
     )
 
 
-def require_same_masks(masks: Mapping[str, Tensor], steps: Sequence[int], when: str) -> None:
-    """Compares hashes of masks, and the counts of steps, of all processes; sharded masks are compared by their counts alone.
+def are_several() -> bool:
+    """Whether other processes take part in this training, as far as torch.distributed knows."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def require_same_masks(masks: Mapping[str, int], steps: Sequence[int], when: str) -> None:
+    """Compares what all processes say of their masks.
+
+    Args:
+        masks: a number for each mask, see ``fingerprint``. steps: how many each regime has taken.
+        when: for the message.
 
     Raises: PolicyError naming the ranks and masks that differ from rank 0.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
-    own = [len(masks), *steps, *(int(local(mask).sum()) * 0 if is_sharded(mask) else hash_of(mask) for mask in masks.values())]
+    own = [len(masks), *steps, *masks.values()]
     cuda = dist.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     length = torch.tensor([len(own)], dtype=torch.int64, device=device)
@@ -149,6 +156,6 @@ def require_same_masks(masks: Mapping[str, Tensor], steps: Sequence[int], when: 
     )
 
 
-def hash_of(mask: Tensor) -> int:
-    """A number that two masks share only if they are equal, whatever their memory format."""
-    return zlib.crc32(mask.cpu().contiguous().numpy().data)
+def fingerprint(mask: Tensor, kept: int) -> int:
+    """What ranks compare of a mask: a hash, the same for every memory format; of a sharded one, whose parts differ, what it keeps."""
+    return kept if is_sharded(mask) else zlib.crc32(mask.cpu().contiguous().numpy().data)

@@ -1,5 +1,6 @@
 """The examples run as a user runs them."""
 
+import json
 import os
 import re
 import subprocess
@@ -52,6 +53,14 @@ def test_train_granet_moves_masks_and_counts_the_run(tmp_path: Path) -> None:
     for text in (granet, saliency):
         assert float(re.findall(r"test accuracy ([\d.]+) %", text)[0]) > 40
         assert 0.1 < float(re.findall(r"took ([\d.]+)x", text)[0]) < 0.6
+
+
+def test_granet_accuracy_fails_when_the_order_is_missed(tmp_path: Path) -> None:
+    options = ("--seeds", "1", "--epochs", "1", "--width", "8", "--network", "residual", "--json", "results.json")
+    out = run("granet_accuracy.py", *options, folder=tmp_path, status=1)
+    assert len(re.findall(r": (?:yes|NO)$", out, flags=re.MULTILINE)) == 5
+    assert ": NO" in out
+    assert [row["method"] for row in json.loads((tmp_path / "results.json").read_text())][:2] == ["dense", "static 90 %"]
 
 
 @pytest.mark.timeout(600)

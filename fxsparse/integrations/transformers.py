@@ -21,7 +21,8 @@ class FxSparseCallback(TrainerCallback):  # type: ignore[misc]
     """Attaches the Trainer's optimizer to every compiled model in its model, from the start of training to its end.
 
     Args:
-        log_as: name under which the fraction of zero weights is added to what the Trainer logs; empty adds nothing.
+        log_as: name under which the fraction of zero weights is added to what the Trainer prints and to ``state.log_history``;
+            empty adds nothing.
     """
 
     def __init__(self, log_as: str = "sparsity") -> None:
@@ -37,6 +38,7 @@ class FxSparseCallback(TrainerCallback):  # type: ignore[misc]
         """Adds the sparsity to the log."""
         if self.log_as and logs is not None and self._handles:
             logs[self.log_as] = sparsity_of(model)
+            state.log_history[-1][self.log_as] = logs[self.log_as]  # it was written down before callbacks are asked
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Detaches."""

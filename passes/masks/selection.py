@@ -107,7 +107,7 @@ class _Ties:
         own = [0] * len(candidates)
         for index, item in enumerate(candidates):
             for start, stop in item.chunks():
-                own[index] += int(((_keys(item, start, stop, width) == threshold) & item.eligible(start, stop)).sum())
+                own[index] += int(((_keys(item, start, stop, width) == threshold) & item.eligible(start, stop)).count_nonzero())
         everyone = ranks.gather(torch.tensor(own, dtype=torch.int64))
         before = everyone.sum(0).cumsum(0) - everyone.sum(0) + everyone[: ranks.index].sum(0)
         self._places = [max(0, min(count, places - int(start))) for count, start in zip(own, before, strict=True)]
@@ -120,7 +120,7 @@ class _Ties:
     def take(self, equal: Tensor, eligible: Tensor) -> Tensor:
         """Those of the equal ones that get a place."""
         equal &= eligible
-        number, free = int(equal.sum()), self._places[self._index]
+        number, free = int(equal.count_nonzero()), self._places[self._index]
         if number <= free:
             self._places[self._index] -= number
             return equal

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .operator import operator
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PART = 1 << 18
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -17,19 +18,34 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     """
     if x.device.type != "cpu" or not _is_plain(x, mask):
         return torch.where(mask, x, 0)
-    return torch.mul(x.view(_INTEGERS[x.element_size()]), mask.view(torch.int8)).view(x.dtype)
+    out = torch.empty_like(x)
+    for part, bits, kept in zip(_parts(out), _parts(x), _parts(mask), strict=True):
+        torch.mul(bits, kept, out=part)
+    return out
 
 
 def mask_(x: Tensor, mask: Tensor) -> Tensor:
     """Put ``x`` to 0 where ``mask`` is false, in place, and return it."""
     if x.device.type != "cpu" or not _is_plain(x, mask):
         return x.masked_fill_(~mask, 0)
-    x.view(_INTEGERS[x.element_size()]).mul_(mask.view(torch.int8))
+    for bits, kept in zip(_parts(x), _parts(mask), strict=True):
+        bits.mul_(kept)
     return x
 
 
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """The bits of a tensor as integers, in the order of its memory, in parts: so a mask is widened where a cache still holds it."""
+    bits = x.detach().view(_INTEGERS[x.element_size()])
+    return (bits,) if bits.numel() <= _PART else tuple(torch.split(bits.as_strided((bits.numel(),), (1,)), _PART))
+
+
 def _is_plain(x: Tensor, mask: Tensor) -> bool:
-    return x.stride() == mask.stride() and x.is_floating_point() and x.element_size() in _INTEGERS
+    return x.stride() == mask.stride() and x.is_floating_point() and x.element_size() in _INTEGERS and _is_dense(x)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a tensor fills the memory from its first element to its last."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 @operator()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import sys
 import warnings
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 import fxsparse as fxs
 
@@ -141,6 +143,33 @@ def fully_sharded(rank: int, folder: Path, technique: str) -> None:
         torch.save(masks, folder / "masks.pt")
 
 
+def as_unsharded(rank: int, folder: Path) -> None:
+    """Given the same gradients, sharded and whole weights get the same masks and values. One layer has fewer rows than ranks."""
+    meshes = {
+        "rows": init_device_mesh("cpu", (2,)),
+        "replicated and by rows": init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "rows")),
+    }
+    for (how, mesh), name in itertools.product(meshes.items(), ("granet", "rigl", "set")):
+        torch.manual_seed(0)
+        model = nn.Sequential(network(), nn.Linear(4, 1))
+        pair = [fxs.compile(copy.deepcopy(model), TECHNIQUES[name], (torch.randn(4, 3, 6, 6),)) for _ in range(2)]
+        fully_shard(pair[1], mesh=mesh)
+        optimizers = [sgd(compiled) for compiled in pair]
+        for compiled, optimizer in zip(pair, optimizers, strict=True):
+            compiled.attach(optimizer)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(UPDATES // 2):
+            for parameter, part in zip(*(compiled.parameters() for compiled in pair), strict=True):
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                part.grad = distribute_tensor(parameter.grad, part.device_mesh, part.placements)
+            for optimizer in optimizers:
+                optimizer.step()
+        expected = masks_of(pair[0])
+        for site, mask in masks_of(pair[1]).items():
+            assert torch.equal(mask, expected[site]), (how, name, site)
+            assert torch.equal(pair[1].get_parameter(site).detach().full_tensor(), pair[0].get_parameter(site).detach()), (how, name, site)
+
+
 def checkpoint(rank: int, folder: Path) -> None:
     """Saves on two ranks; what a single process makes of it is compared by the test."""
     compiled, optimizer = sharded("granet")
@@ -175,6 +204,14 @@ def disagreeing(rank: int, folder: Path) -> None:
     ahead.regimes[0].steps.add_(rank)
     expect("the number of steps taken on rank 1 differ from those on rank 0", lambda: ahead.attach(sgd(ahead)))
 
+    fewer = make(fxs.RigL(sparsity=0.8, end=400, interval=2, exclude=("0",) if rank else ()))
+    expect("ranks compiled with different policies when the optimizer is attached", lambda: fewer.attach(sgd(fewer)))
+
+    lost = make(TECHNIQUES["rigl"])
+    fully_shard(lost, mesh=init_device_mesh("cpu", (2,)))
+    lost.regimes[0].kept[1] -= rank
+    expect("ranks disagree when the optimizer is attached: the masks of '2.weight' on rank 1", lambda: lost.attach(sgd(lost)))
+
 
 def loading(rank: int, folder: Path) -> None:
     """A sharded state that is loaded where nothing is sharded, or over another number of ranks, is refused."""
@@ -193,6 +230,7 @@ def expect(text: str, call: Any) -> None:
 
 JOBS: dict[str, Any] = {
     "accumulated": accumulated,
+    "as-unsharded": as_unsharded,
     "checkpoint": checkpoint,
     "disagreeing": disagreeing,
     "loading": loading,

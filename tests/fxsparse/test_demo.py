@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,11 @@ def test_the_network_has_strided_residual_stages() -> None:
     model = SmallResNet(4)
     assert [module.stride for module in model.modules() if isinstance(module, nn.Conv2d)].count((2, 2)) == 4
     assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_the_perceptron_has_two_hidden_layers(data: Digits) -> None:
+    compiled = train(None, data, Recipe(network="perceptron", width=12, epochs=1), 0)
+    assert [site.shape for site in compiled.sites.values()] == [(12, 64), (12, 12), (10, 12)]
 
 
 def test_training_depends_on_the_seed_alone(data: Digits) -> None:
@@ -137,8 +143,15 @@ def test_run_demo_gives_what_train_gives(data: Digits) -> None:
     assert erk.training_reduction < uniform.training_reduction
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"epochs": 0}, "epochs is 0"), ({"width": -1}, "width is -1")])
-def test_a_recipe_that_trains_nothing_is_refused(settings: dict[str, int], said: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"width": -1}, "width is -1"),
+        ({"network": "resnet"}, "no network 'resnet'; expected one of 'residual'"),
+    ],
+)
+def test_a_recipe_that_trains_nothing_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(fxs.FxSparseError, match=said):
         Recipe(**settings)
 

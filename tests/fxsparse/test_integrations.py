@@ -72,7 +72,7 @@ def test_what_the_callbacks_share() -> None:
 
 
 def test_lightning_trains_checkpoints_and_resumes(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
+    lightning = pytest.importorskip("lightning.pytorch", reason="needs Lightning: pip install 'fxsparse[lightning]'")
     from fxsparse.integrations.lightning import FxSparseCallback
 
     class Task(lightning.LightningModule):  # type: ignore[name-defined,misc]
@@ -122,9 +122,10 @@ def test_lightning_trains_checkpoints_and_resumes(tmp_path: Path) -> None:
             trainer(2).fit(Dense(), loader())
 
 
-def test_transformers_trainer(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+def test_transformers_trainer_trains_checkpoints_and_resumes(tmp_path: Path) -> None:
+    reason = "needs transformers and accelerate: pip install 'fxsparse[transformers]'"
+    transformers = pytest.importorskip("transformers", reason=reason)
+    pytest.importorskip("accelerate", reason=reason)
     from fxsparse.integrations.transformers import FxSparseCallback
 
     class Classifier(nn.Module):
@@ -137,22 +138,31 @@ def test_transformers_trainer(tmp_path: Path) -> None:
             return {"loss": F.cross_entropy(out, labels), "logits": out}
 
     data = [{"x": x[i], "labels": y[i]} for x, y in rows(9) for i in range(4)]
+
+    def trainer(folder: str, steps: int) -> Any:
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path / folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, report_to=[],
+            use_cpu=True, save_strategy="steps", save_steps=5, learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=3,
+            disable_tqdm=True, seed=0,
+        )  # fmt: skip
+        return transformers.Trainer(model=Classifier(), args=arguments, train_dataset=data, callbacks=[FxSparseCallback()])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=9, report_to=[], use_cpu=True, save_strategy="no",
-            learning_rate=1e-2, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=3, disable_tqdm=True, seed=0,
-        )  # fmt: skip
-        model = Classifier()
-        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[FxSparseCallback()])
-        trainer.train()
-    assert int(model.net.regimes[0].steps) == 9
-    for name, row in model.net.sparsity().items():
+        whole, first, rest = trainer("whole", 9), trainer("parts", 5), trainer("parts", 9)
+        whole.train()
+        first.train()
+        rest.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
+    net = whole.model.net
+    assert int(net.regimes[0].steps) == 9, "two accumulated batches are one step"
+    require_same(rest.model.net, net)
+    assert [row["sparsity"] for row in whole.state.log_history] == [pytest.approx(0.7, abs=0.01)] * 4
+    for name, row in net.sparsity().items():
         assert row["weight"]["actual"] == row["weight"]["target"], name
-        mask = model.net.get_buffer(f"fxsparse.sites.{name}.mask")
-        assert not bool(model.net.get_parameter(name).detach()[~mask].any())
+        mask = net.get_buffer(f"fxsparse.sites.{name}.mask")
+        assert not bool(net.get_parameter(name).detach()[~mask].any())
     with pytest.raises(fxs.FxSparseError, match="attach"):
-        model.net(torch.randn(4, 6))
+        net(torch.randn(4, 6))
 
 
 def test_without_the_library_the_message_says_what_to_install() -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("mask_worker.py")
 
 
-DEFAULT = ("ddp-granet", "fsdp-granet", "ddp-own-buffers", "accumulated", "disagreeing", "loading", "checkpoint")
+DEFAULT = ("ddp-granet", "fsdp-granet", "ddp-own-buffers", "accumulated", "as-unsharded", "disagreeing", "loading", "checkpoint")
 SLOW = ("ddp-rigl", "fsdp-rigl", "ddp-set", "fsdp-set", "fsdp-static")
 
 
@@ -56,6 +56,12 @@ def require_alike(folder: Path, technique: str) -> None:
 
 def test_fifty_updates_on_different_data_leave_all_ranks_the_same_masks(done: Path) -> None:
     require_alike(done, "granet")
+
+
+def test_broadcast_buffers_or_not_is_the_same(done: Path) -> None:
+    masks = torch.load(done / "ddp-granet" / "masks.pt")
+    for name, mask in torch.load(done / "ddp-own-buffers" / "masks.pt").items():
+        assert torch.equal(mask, masks[name]), name
 
 
 @pytest.mark.slow

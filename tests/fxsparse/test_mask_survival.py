@@ -83,9 +83,12 @@ def test_interrupted_at_every_step_the_rest_is_the_same(technique: str, build: A
     for begin in range(total):
         again, _ = make("mlp", TECHNIQUES[technique])
         rest = build(again)
-        again.attach(rest)
-        again.load_state_dict(saved[begin][0], strict=True)
-        rest.load_state_dict(saved[begin][1])
+        for resume in reversed(range(2)) if begin % 2 else range(2):  # attached first, or loaded first
+            if resume:
+                again.load_state_dict(saved[begin][0], strict=True)
+                rest.load_state_dict(saved[begin][1])
+            else:
+                again.attach(rest)
         found = [step(again, rest, x, y) for x, y in data[begin:]]
         assert torch.equal(torch.stack(found), torch.stack(losses[begin:])), begin
         assert_same_state(compiled, again)
@@ -182,6 +185,21 @@ def test_four_accumulated_batches_are_one_step(technique: str) -> None:
         for key in (f"fxsparse.sites.{name}.mask" for name in compiled.masks)
     ]
     assert min(same) > 0.95
+
+
+@pytest.mark.parametrize("build", [sgd, adamw])
+def test_gradients_set_to_none_or_to_zero_are_the_same(build: Any) -> None:
+    compiled, shape = make("resnet", GRANET)
+    other = copy.deepcopy(compiled)
+    for model, to_none in ((compiled, True), (other, False)):
+        optimizer = build(model)
+        model.attach(optimizer)
+        for x, y in batches(shape, 10):
+            optimizer.zero_grad(set_to_none=to_none)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        require_exact(model, optimizer)
+    assert_same_state(compiled, other)
 
 
 def test_two_optimizers_on_disjoint_weights_are_as_one() -> None:

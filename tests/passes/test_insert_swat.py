@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 import fxsparse as fxs
 from fxsparse.passes import meta
-from fxsparse.passes.insert_swat import InsertSwat, call_slots, threshold_dims, threshold_shape
+from fxsparse.passes.insert_swat import InsertSwat
+from fxsparse.passes.swat_thresholds import call_slots, threshold_dims, threshold_shape
 from fxsparse.passes.verify import verify
 
 from .swat_reference import compiled_copy, gradients

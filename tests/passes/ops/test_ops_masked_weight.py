@@ -63,6 +63,24 @@ def test_whatever_is_masked_becomes_plus_zero(dtype: torch.dtype, other: Any) ->
         assert not bool(torch.signbit(found[~mask]).any())
 
 
+@pytest.mark.parametrize("shape", [(700, 41, 3, 3), (600_001,), (512, 1025)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "a part of another"])
+def test_large_tensors_are_masked_in_parts(shape: tuple[int, ...], layout: str) -> None:
+    x = torch.randn(shape)
+    if layout == "channels last" and x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        x = x.transpose(0, -1)
+    elif layout == "a part of another":
+        x = torch.randn(shape[0] + 5, *shape[1:])[3:-2]
+    mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(0.3)
+    whole = x.clone() if layout != "a part of another" else x
+    expected = torch.where(mask, x, 0)
+    assert torch.equal(masked(x, mask), expected)
+    assert mask_(whole, mask) is whole
+    assert torch.equal(whole, expected)
+
+
 def test_the_gradient_of_the_gradient_is_masked_too() -> None:
     weight, mask = pair(torch.float64)
     leaf = weight.requires_grad_()
