@@ -261,17 +261,17 @@ def blpa_norm_backward(
 def _norm_backward(g: Tensor, q: Tensor, stats: list[Tensor], training: bool) -> tuple[Tensor, Tensor, Tensor]:
     """torch's own rule, for the code itself as input: a mean and a sigma that turn it into the normalised value, and the gain that remains.
 
-    With batch statistics: (g - mean(g) - xh * mean(g * xh)) * gain, xh = (q - center) * step.
+    With batch statistics: (g - mean(g) - xh * mean(g * xh)) * gain, xh = (q - center) * step. Sums of a channel whose 1/sigma is NaN are.
     """
-    center, step = stats[rows.CENTER], stats[rows.STEP]
+    center, step, unknown = stats[rows.CENTER], stats[rows.STEP], stats[rows.INVSTD] * 0
     backward = torch.ops.aten.native_batch_norm_backward.default
     wanted = [True, True, True]
     if training:
         gx, gw, gb = backward(g, q, stats[rows.GAIN] / step, None, None, center, step, True, 0.0, wanted)
-        return gx, gw, gb
+        return gx, gw + unknown, gb + unknown
     size = step.abs()
     gx, gw, gb = backward(g, q, stats[rows.GAIN] / size, center, size.pow(-2), None, None, False, 0.0, wanted)
-    return gx, gw * step.sign(), gb
+    return gx, gw * step.sign() + unknown, gb + unknown
 
 
 @blpa_norm_backward.register_fake
