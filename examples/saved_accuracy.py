@@ -95,7 +95,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
-    parser.add_argument("--width", type=int, default=Recipe.width, help="channels of the ResNet's first stage, half the transformer's width")
+    parser.add_argument(
+        "--width", type=int, default=Recipe.width, help="channels of the ResNet's first stage, half the transformer's width"
+    )
     parser.add_argument("--networks", nargs="+", default=["ResNet", "transformer"], choices=["ResNet", "transformer"])
     options = parser.parse_args()
     try:
@@ -111,10 +113,12 @@ def main() -> int:
         for name, (policy, bits) in methods(network).items():
             start = time.perf_counter()
             found = [
-                100 * accuracy(train(network, policy, data, recipe, seed), data.test_images, data.test_labels) for seed in range(options.seeds)
+                100 * accuracy(train(network, policy, data, recipe, seed), data.test_images, data.test_labels)
+                for seed in range(options.seeds)
             ]
             mean, std = statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-            row = f"{network:12} {name:20} {mean:7.2f} {std:5.2f} {time.perf_counter() - start:8.1f}  {' '.join(f'{item:.2f}' for item in found)}"
+            seconds, each = time.perf_counter() - start, " ".join(f"{item:.2f}" for item in found)
+            row = f"{network:12} {name:20} {mean:7.2f} {std:5.2f} {seconds:8.1f}  {each}"
             if policy is None:
                 exact = mean
                 print(row, flush=True)

@@ -176,7 +176,7 @@ def _decode_rows(packed: Tensor, stats: Tensor, bits: int, positive: bool, out: 
 
 
 def where_positive(packed: Tensor, stats: Tensor, size: int, bits: int, grad: Tensor, out: Tensor) -> None:
-    """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension. A group that held a NaN or an infinity gets NaN."""
+    """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension. A group that held a NaN or infinity gets NaN."""
     division = Groups(grad.numel(), size, bits)
     bytes_each, parts = size // parts_of(bits), parts_of(bits)
     rows, target = grad[: division.whole * size].view(-1, size), out[: division.whole * size].view(-1, size)
