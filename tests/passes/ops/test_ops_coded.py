@@ -72,7 +72,9 @@ def test_outputs_and_exact_gradients_are_torchs_to_the_bit(name: str, layout: st
     for index in case.exact:
         off = relative(found[index], wanted[index])
         reordered = name.startswith("batch_norm") and layout == "with gaps"  # torch sums in the order of its input's memory
-        assert torch.equal(found[index], wanted[index]) or (reordered and off < 1e-6), f"gradient of operand {index}: {off}"
+        assert torch.equal(found[index], wanted[index]) or (reordered and off < {torch.float32: 1e-6}.get(dtype, 1e-2)), (
+            f"gradient of operand {index}: {off}"
+        )
     assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(found, wanted, strict=True))
 
 
