@@ -187,7 +187,7 @@ def positive_gradient(grad: Tensor, packed: Tensor, stats: Tensor, strides: list
     """Return `grad` where the code of fxsparse::positive_relu is not 0, 0 elsewhere, with these strides."""
     grad = like(grad, strides)
     out = torch.empty_like(grad)
-    groups.where_positive(packed, group_size, bits, in_memory_order(grad), in_memory_order(out))
+    groups.where_positive(packed, stats, group_size, bits, in_memory_order(grad), in_memory_order(out))
     return out
 
 

@@ -23,6 +23,7 @@ from .room import room
 
 SMALLEST_RANGE = 1e-30
 _BELOW_ONE = 1 - 1e-6
+_SHARE_OF_LEVELS = 1 - 4e-7  # so that the largest of 256 levels and the largest noise stay below 256 after float32's rounding
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _encode_rows(
         low = rows.amin(1, keepdim=True)
         span = high.sub_(low).clamp_(min=SMALLEST_RANGE)
         stats[0].copy_(low.squeeze(1))
-        torch.div(span.squeeze(1), levels, out=stats[1])
+        torch.div(span.squeeze(1), levels * _SHARE_OF_LEVELS, out=stats[1])
         torch.sub(rows, low, out=values)
-        values.mul_(span.reciprocal_().mul_(levels))
+        values.mul_(span.reciprocal_().mul_(levels * _SHARE_OF_LEVELS))
         rounding.apply(values, block)
     to_codes(values, bits, buffers.codes)
     pack(buffers.parts, bits, 1, out)
@@ -174,8 +175,8 @@ def _decode_rows(packed: Tensor, stats: Tensor, bits: int, positive: bool, out: 
         out.copy_(values)
 
 
-def where_positive(packed: Tensor, size: int, bits: int, grad: Tensor, out: Tensor) -> None:
-    """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension."""
+def where_positive(packed: Tensor, stats: Tensor, size: int, bits: int, grad: Tensor, out: Tensor) -> None:
+    """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension. A group that held a NaN or infinity gets NaN."""
     division = Groups(grad.numel(), size, bits)
     bytes_each, parts = size // parts_of(bits), parts_of(bits)
     rows, target = grad[: division.whole * size].view(-1, size), out[: division.whole * size].view(-1, size)
@@ -189,3 +190,7 @@ def where_positive(packed: Tensor, size: int, bits: int, grad: Tensor, out: Tens
         unpack(packed[division.whole * bytes_each :].view(1, -1), bits, 1, codes)
         tail = codes.view(-1)[: division.rest].to(grad.dtype)
         out[division.whole * size :] = torch.ops.aten.threshold_backward.default(grad[division.whole * size :], tail, 0)
+    unknown = stats[0] * 0
+    if out.device.type != "cpu" or not bool(unknown.isfinite().all()):
+        target.add_(unknown[: division.whole].unsqueeze(1))
+        out[division.whole * size :].add_(unknown[division.whole :])

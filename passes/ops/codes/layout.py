@@ -55,7 +55,7 @@ def by_channel(tensor: Tensor) -> Tensor:
     sizes, strides = tensor.shape, tensor.stride()
     channels = sizes[1]
     after = [dim for dim in range(len(sizes)) if dim != 1 and sizes[dim] > 1 and strides[dim] < strides[1]]
-    before = [dim for dim in range(len(sizes)) if dim != 1 and sizes[dim] > 1 and strides[dim] > strides[1]]
+    before = [dim for dim in range(len(sizes)) if dim != 1 and sizes[dim] > 1 and strides[dim] >= strides[1]]  # equal: one channel
     inner, outer = math.prod(sizes[dim] for dim in after), math.prod(sizes[dim] for dim in before)
     if channels > 1 and strides[1] != inner:
         raise ValueError(f"the channels of a tensor of shape {list(sizes)} and strides {list(strides)} do not lie in one block")
