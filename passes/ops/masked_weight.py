@@ -36,7 +36,7 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
     """The bits of a tensor as integers, in the order of its memory, in parts: so a mask is widened where a cache still holds it."""
     bits = x.detach().view(_INTEGERS[x.element_size()])
-    return (bits,) if bits.numel() <= _PART else tuple(torch.split(bits.as_strided((bits.numel(),), (1,)), _PART))
+    return (bits,) if bits.numel() <= _PART else torch.split(bits.as_strided((bits.numel(),), (1,)), _PART)
 
 
 def _is_plain(x: Tensor, mask: Tensor) -> bool:
