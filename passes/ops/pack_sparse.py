@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from .codes import groups, positions
 from .codes.groups import Rounding
-from .codes.layout import dense, in_memory_order
+from .codes.layout import block_elements, blocks, dense, in_memory_order
 from .codes.masks import packed_size
 from .codes.scheme import Scheme, parse
 from .operator import operator
@@ -55,11 +55,16 @@ def pack_sparse(
 
 def _kept(source: Tensor, threshold: Tensor) -> Tensor:
     """The elements that are kept, as a 1-dim bool tensor in memory order."""
-    if threshold.numel() == 1:
-        flat = in_memory_order(source)
-        kept = (flat.abs() < threshold.reshape(())).logical_not_()
-        return kept if bool(threshold > 0) else kept.logical_and_(flat != 0)
-    return in_memory_order((source.abs() < threshold).logical_not_().logical_and_(source != 0))
+    if threshold.numel() != 1:
+        return in_memory_order((source.abs() < threshold).logical_not_().logical_and_(source != 0))
+    flat, bound = in_memory_order(source), threshold.reshape(())
+    if flat.device.type != "cpu":
+        return (flat.abs() < bound).logical_not_().logical_and_(flat != 0)
+    dropped, size = torch.empty_like(flat, dtype=torch.bool), block_elements(flat)
+    for block in blocks(flat.numel(), 1, size):  # in a cache's worth of elements
+        torch.lt(flat[block].abs(), bound, out=dropped[block])
+    kept = dropped.logical_not_()
+    return kept if bool(bound > 0) else kept.logical_and_(flat != 0)
 
 
 @pack_sparse.register_fake

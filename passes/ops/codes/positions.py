@@ -52,13 +52,14 @@ def encode_gaps(where: Tensor) -> Tensor:
     """Return the digits of rising indices, two in a byte (uint8)."""
     if not where.numel():
         return where.new_empty(0, dtype=torch.uint8)
-    gaps = where.clone()
-    gaps[1:] -= where[:-1] + 1
-    further = gaps.div(GO_ON, rounding_mode="floor")
-    last = (further + 1).cumsum(0).sub_(1)
+    gaps = where.to(torch.int32) if int(where[-1]) < 1 << 31 else where.clone()
+    gaps[1:] -= gaps[:-1] + 1
+    long = indices(gaps >= GO_ON)
+    further = gaps.index_select(0, long).div_(GO_ON, rounding_mode="floor")
+    last = torch.ones_like(where).index_add_(0, long, further.to(torch.int64)).cumsum(0).sub_(1)
     count = int(last[-1]) + 1
     digits = torch.full((count + count % 2,), GO_ON, dtype=torch.uint8, device=where.device)
-    digits.index_copy_(0, last, gaps.sub_(further.mul_(GO_ON)).to(torch.uint8))
+    digits.index_copy_(0, last, gaps.index_add_(0, long, further, alpha=-GO_ON).to(torch.uint8))
     packed = digits.new_empty(len(digits) // 2)
     pack(digits.view(2, -1), 4, 0, packed)
     return packed
