@@ -63,7 +63,7 @@ def blpa_norm(
     if not wanted or x.numel() == 0:
         z, *_ = norm(x, weight, bias, *(item if item.numel() else None for item in running))
         return ACTIVATIONS[activation](z), nothing, x.new_empty((rows.ROWS, 0), dtype=torch.float32), nothing.clone(), mean, var
-    work = _Forward(dense(x), (weight, bias), running, norm, activation, bits)
+    work = _Forward(x, (weight, bias), running, norm, activation, bits)
     return work.y, work.packed, work.stats, work.mask(), mean, var
 
 
@@ -113,18 +113,20 @@ class _Norm:
 class _Forward:
     """Runs the normalisation piece by piece, so that what it makes is coded while the cache still holds it."""
 
-    def __init__(self, x: Tensor, affine: tuple[Any, Any], running: list[Tensor], norm: _Norm, activation: str, bits: int) -> None:
-        self.activation, self.norm = activation, norm
+    def __init__(self, given_x: Tensor, affine: tuple[Any, Any], running: list[Tensor], norm: _Norm, activation: str, bits: int) -> None:
+        self.activation, self.norm, x = activation, norm, dense(given_x)
         self.grid = rows.make_grid(*affine, x.shape[1], bits, activation == "relu", x.device)
         self.y = torch.empty_like(x)
         self.inside = torch.empty_like(x, dtype=torch.bool) if activation == "relu6" else None
         source, target = by_channel(x), by_channel(self.y)
         pieces = Pieces(x, source.shape, bits)
+        pieces.by_channel = pieces.by_channel and given_x.is_contiguous()  # torch sums others in another order
         self.packed = room(pieces.packed_bytes, x)
         self.irregular = ~self.grid.is_regular if x.device.type == "cpu" else None
         given = [*affine, *(item if item.numel() else None for item in running)]
         self.carriers = not (norm.training or given[2] is None)
-        (self._by_channel if pieces.by_channel else self._by_sample)(x, pieces, pieces.split(source), pieces.split(target), given)
+        run = self._by_channel if pieces.by_channel else self._by_sample
+        run(given_x, pieces, pieces.split(source), pieces.split(target), given)
         self.stats = rows.statistics(self.grid, affine[0], self.invstd)
 
     def _by_channel(self, x: Tensor, pieces: Pieces, source: Tensor, target: Tensor, given: list[Any]) -> None:
@@ -134,7 +136,7 @@ class _Forward:
         grid, found = self.grid.stacked(), []
         for piece in pieces:
             block = pieces.of(source, piece)
-            part = block.reshape(block.shape[0], -1, pieces.pixels).contiguous()  # torch sums others in another order
+            part = block.reshape(block.shape[0], -1, pieces.pixels).contiguous()
             picked = iter(() if vectors is None else pieces.columns(vectors, piece))
             exact = (column_.flatten().to(dtype) for column_, dtype in zip(picked, dtypes, strict=True))
             arguments = [None if item is None else next(exact) for item in given]
@@ -143,6 +145,8 @@ class _Forward:
             found.append([invstd, *(item for item in arguments[2:] if item is not None)])
             self._keep(part, z, mean, invstd, pieces.columns(grid, piece), pieces, piece)
             self._activate(z, pieces.of(target, piece), pieces, piece)
+        if self.activation == "silu":
+            F.silu(self.y, inplace=True)
         self.invstd, *updated = (pieces.joined(list(parts)) for parts in zip(*found, strict=True))
         for whole, new in zip((item for item in given[2:] if item is not None), updated, strict=True):
             whole.copy_(new)
@@ -150,7 +154,7 @@ class _Forward:
     def _by_sample(self, x: Tensor, pieces: Pieces, source: Tensor, target: Tensor, given: list[Any]) -> None:
         z_all, mean, self.invstd = self.norm(x, *given)
         self.invstd = self._carried(z_all, self.invstd)
-        z_split = pieces.split(by_channel(like(z_all, x.stride())))
+        z_split = pieces.split(by_channel(like(z_all, self.y.stride())))
         grid = self.grid.stacked()
         for piece in pieces:
             block, z_block = pieces.of(source, piece), pieces.of(z_split, piece)
@@ -158,6 +162,8 @@ class _Forward:
             z = z_block.reshape(shape)
             self._keep(block.reshape(shape), z, mean, self.invstd, pieces.columns(grid, piece), pieces, piece)
             self._activate(z, pieces.of(target, piece), pieces, piece)
+        if self.activation == "silu":
+            self.y.copy_(F.silu(z_all))
 
     def _carried(self, z: Tensor, invstd: Tensor) -> Tensor:
         """1/sigma, NaN for a channel that holds a NaN or an infinity, which running statistics do not tell of."""
@@ -186,6 +192,8 @@ class _Forward:
             pieces.of(pieces.split(by_channel(self.inside)), piece).copy_((shaped > 0) & (shaped < 6))
         if self.activation == "relu":
             torch.clamp(shaped, min=0, out=out)
+        elif self.activation == "silu":  # at the end, since torch rounds the last elements of a tensor otherwise than those before
+            out.copy_(shaped)
         else:
             out.copy_(ACTIVATIONS[self.activation](shaped))
 
