@@ -115,9 +115,10 @@ def _is_flash_on_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causa
     return bool(chosen == SDPBackend.FLASH_ATTENTION.value)
 
 
-def _fake_flash(q: Tensor, mask: Tensor | None) -> bool:
+def _fake_flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """What torch's own choice comes to; it cannot be asked about tensors without values."""
-    return q.device.type == "cpu" and q.dim() == 4 and (mask is None or not mask.requires_grad)
+    fits = all(x.dim() == 4 and x.stride(-1) == 1 and x.shape[-1] == q.shape[-1] for x in (q, k, v))
+    return q.device.type == "cpu" and fits and (mask is None or not mask.requires_grad)
 
 
 @coded_attention.register_fake
@@ -135,11 +136,12 @@ def _(
     seed: int,
     wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    flash = p == 0 and _fake_flash(q, mask)
+    flash = p == 0 and _fake_flash(q, k, v, mask)
     if flash:
         out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, causal, attn_mask=None, scale=scale)
     else:
-        out, logsumexp = torch.matmul(torch.matmul(q, k.mT), v), q.new_empty(0, dtype=torch.float32)
+        out, _ = aten._scaled_dot_product_attention_math.default(q, k, v, mask, 0.0, causal, None, scale=scale)
+        logsumexp = q.new_empty(0, dtype=torch.float32)
     lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])  # type: ignore[no-untyped-call]
     weights = math.prod(lead) * q.shape[-2] * k.shape[-2]
     kept = q.new_empty(masks.packed_size(weights) if p > 0 and wanted else 0, dtype=torch.uint8)
