@@ -7,11 +7,13 @@ itself in mean(g * xh) * xh, which shifts its expectation by 1/n of the noise's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .autocast import cast_to_float32
 from .derivative import like, once
@@ -72,14 +74,14 @@ def coded_group_norm(
 def _(
     x: Tensor, packed: Tensor, stats: Tensor, scheme: str, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _group_norm(x, groups, weight, bias, eps)
+    _, mean, rstd = _group_norm(x, groups, weight, bias, eps)
+    return torch.empty_like(_of_group_norm(x)), mean, rstd
 
 
 def _group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     samples, channels = x.shape[:2]
-    y, mean, rstd = torch.ops.aten.native_group_norm.default(
-        _of_group_norm(x), weight, bias, samples, channels, x.numel() // max(samples * channels, 1), groups, eps
-    )
+    pixels = math.prod(x.shape[2:])
+    y, mean, rstd = torch.ops.aten.native_group_norm.default(_of_group_norm(x), weight, bias, samples, channels, pixels, groups, eps)
     return y, mean, rstd
 
 
@@ -107,7 +109,7 @@ def _backward_group_norm(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor
     x = _of_group_norm(ctx.kept.restore(code))
     samples, channels = x.shape[:2]
     gx, gw, gb = torch.ops.aten.native_group_norm_backward.default(
-        like(grad, x.stride()), x, mean, rstd, weight, samples, channels, x.numel() // max(samples * channels, 1), ctx.groups, wanted
+        like(grad, x.stride()), x, mean, rstd, weight, samples, channels, math.prod(x.shape[2:]), ctx.groups, wanted
     )
     return gx if wanted[0] else None, None, None, None, None, gw if wanted[1] else None, gb if wanted[2] else None, None
 
@@ -130,13 +132,13 @@ def coded_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return torch's batch_norm of x, the mean and 1/sigma that it used, and what the running statistics become."""
+    """Return torch's batch_norm of x, the mean and 1/sigma (of running statistics: variance) used, and what the running ones become."""
     running = [t.detach().clone() if t is not None else None for t in (running_mean, running_var)]
     cudnn: bool = torch.backends.cudnn.enabled
     use_batch = training or running_mean is None
     y, mean, invstd, *_ = torch._batch_norm_impl_index(x, weight, bias, running[0], running[1], use_batch, momentum, eps, cudnn)
     if not use_batch and running[0] is not None and running[1] is not None:
-        mean, invstd = running[0].clone(), (running[1] + eps).rsqrt()
+        mean, invstd = running[0].clone(), running[1].clone()
     first, second = (x.new_empty(0) if t is None else t for t in running)
     return y, mean, invstd, first, second
 
@@ -160,7 +162,7 @@ def _(
     if not (training or running_mean is None) and running_mean is not None:
         dtype = running_mean.dtype
     mean = x.new_empty(x.shape[1], dtype=dtype)
-    return torch.empty_like(x), mean, torch.empty_like(mean), first, second
+    return torch.empty_like(x, memory_format=suggest_memory_format(x)), mean, torch.empty_like(mean), first, second
 
 
 def _setup_batch_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -180,12 +182,10 @@ def _backward_batch_norm(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor
     use_batch, eps = ctx.facts
     wanted = [ctx.needs_input_grad[0], weight is not None and ctx.needs_input_grad[4], ctx.needs_input_grad[5]]
     x = ctx.kept.restore(code)
-    grad = like(grad, x.stride())
-    used = (
-        (None, None, mean, invstd, True, eps)
-        if use_batch
-        else (mean, invstd.to(torch.float64).pow(-2).to(mean.dtype), None, None, False, 0.0)
-    )
+    if grad.numel() == 0:  # torch's kernel divides by the number of elements
+        sums = (grad.new_zeros(grad.shape[1], dtype=mean.dtype) if needed else None for needed in wanted[1:])
+        return grad if wanted[0] else None, None, None, None, *sums, *(None,) * 5
+    used = (None, None, mean, invstd, True, eps) if use_batch else (mean, invstd, None, None, False, eps)
     gx, gw, gb = torch.ops.aten.native_batch_norm_backward.default(grad, x, weight, *used, wanted)
     return gx if wanted[0] else None, None, None, None, gw if wanted[1] else None, gb if wanted[2] else None, *(None,) * 5
 
