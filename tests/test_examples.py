@@ -48,7 +48,7 @@ def test_train_saved_activations_keeps_less_and_learns(tmp_path: Path) -> None:
     rows = re.findall(r"([\d.]+) KiB kept for backward, test accuracy ([\d.]+) %", out)
     kept, accuracies = zip(*((float(kib), float(accuracy)) for kib, accuracy in rows), strict=True)
     assert kept[0] / kept[1] > 5
-    assert kept[2] / kept[3] > 4
+    assert kept[2] / kept[3] > 3
     assert min(accuracies) > 75
 
 
