@@ -44,6 +44,24 @@ def test_digits_accuracy_fails_when_a_margin_is_missed(tmp_path: Path) -> None:
     assert re.search(r"SWAT-U 90 %: -[\d.]+ points against dense, margin 1.0 points: MISSED", out)
 
 
+def test_train_saved_activations_keeps_less_and_learns(tmp_path: Path) -> None:
+    out = run("train_saved_activations.py", "--epochs", "3", "--width", "8", folder=tmp_path)
+    rows = re.findall(r"([\d.]+) KiB kept for backward, test accuracy ([\d.]+) %", out)
+    kept, accuracies = zip(*((float(kib), float(accuracy)) for kib, accuracy in rows), strict=True)
+    assert kept[0] / kept[1] > 5
+    assert kept[2] / kept[3] > 3
+    assert min(accuracies) > 75
+
+
+def test_saved_accuracy_prints_margins(tmp_path: Path) -> None:
+    command = ("--seeds", "1", "--epochs", "1", "--width", "4", "--networks", "transformer")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(ROOT / "examples" / "saved_accuracy.py"), *command]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    assert len(re.findall(r"[+-][\d.]+ points, margin 0\.[35]: (?:kept|MISSED)", done.stdout)) == 2, done.stderr
+    assert done.returncode == ("MISSED" in done.stdout)
+
+
 def test_train_granet_moves_masks_and_counts_the_run(tmp_path: Path) -> None:
     out = run("train_granet.py", "--epochs", "4", "--width", "8", "--methods", "granet", "saliency", folder=tmp_path)
     granet, saliency = out.split("\nsaliency\n")
@@ -90,3 +108,11 @@ def test_five_seeds_keep_the_margins(tmp_path: Path) -> None:
     out = run("digits_accuracy.py", "--seeds", "5", folder=tmp_path, timeout=3500)
     assert out.count(": kept") == 2
     assert float(re.findall(r"^dense\s+([\d.]+)", out, flags=re.MULTILINE)[0]) > 98.5, "the dense network is properly trained"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_five_seeds_keep_the_margins_of_kept_codes(tmp_path: Path) -> None:
+    out = run("saved_accuracy.py", "--seeds", "5", folder=tmp_path, timeout=7000)
+    assert out.count(": kept") == 6
+    assert min(float(mean) for mean in re.findall(r"exact\s+([\d.]+)", out)) > 95, "the exact networks are properly trained"

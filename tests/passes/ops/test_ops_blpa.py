@@ -79,8 +79,8 @@ def test_opcheck(activation: str, dtype: torch.dtype, training: bool) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
 def test_fake_tensors_tell_sizes_and_strides(shape: tuple[int, ...], activation: str, layout: str) -> None:
     x, w, b = operands(shape)
     x = LAYOUTS[layout](x.detach())
@@ -90,21 +90,19 @@ def test_fake_tensors_tell_sizes_and_strides(shape: tuple[int, ...], activation:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_and_running_statistics_are_torchs(
-    shape: tuple[int, ...], activation: str, layout: str, dtype: torch.dtype, training: bool
-) -> None:
+def test_outputs_and_running_statistics_are_torchs(shape: tuple[int, ...], layout: str, dtype: torch.dtype, training: bool) -> None:
     x, w, b = operands(shape, dtype)
     x = LAYOUTS[layout](x.detach()).requires_grad_()
-    out = coded(x, w, b, activation, 4, training)
-    mean, var = running(shape[1], dtype)
-    expected = ACTIVATIONS[activation](F.batch_norm(x, mean, var, w, b, training, 0.1, 1e-5))
-    assert torch.equal(out[0], expected)
-    assert torch.equal(out[4], mean)
-    assert torch.equal(out[5], var)
-    assert out[1].numel() == x.numel() // shape[1] * math.ceil(shape[1] / 2)
+    for activation in ACTIVATIONS:
+        out = coded(x, w, b, activation, 4, training)
+        mean, var = running(shape[1], dtype)
+        expected = ACTIVATIONS[activation](F.batch_norm(x, mean, var, w, b, training, 0.1, 1e-5))
+        assert torch.equal(out[0], expected), activation
+        assert torch.equal(out[4], mean)
+        assert torch.equal(out[5], var)
+        assert out[1].numel() == x.numel() // shape[1] * math.ceil(shape[1] / 2)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
