@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .criterion import Criterion, Weight
     from .estimator import estimate
     from .mask_techniques import GMP, NM, SET, GraNet, RigL, StaticMask
+    from .onnx_export.restore import from_onnx
     from .policy import Policy
     from .preset_policies import presets
     from .recalibrate import recalibrate_batch_norm
@@ -45,6 +46,7 @@ _HOMES = {
     "CostReport": "cost_report",
     "estimate": "estimator",
     "CompiledModel": "compiled_model",
+    "from_onnx": "onnx_export.restore",
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
@@ -87,6 +89,7 @@ __all__ = [
     "check",
     "compile",
     "estimate",
+    "from_onnx",
     "presets",
     "recalibrate_batch_norm",
 ]

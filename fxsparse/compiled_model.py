@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.capture.graph_forward import GraphForward
+from fxsparse.passes.final_weights import kept_under, threshold_in_use
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.masks.state import RegimeState
-from fxsparse.passes.ops.score import score, split_groups
 from fxsparse.passes.sites import Site
 from fxsparse.passes.specs import CombinedSpec, SwatSpec
 from fxsparse.passes.state import STATE, AddedState
@@ -27,6 +28,10 @@ from .policy import Policy
 from .ranks import whole
 from .report import Report
 from .run_report import RunReport, run_report
+
+if TYPE_CHECKING:
+    from .onnx_export.example import CallForm
+    from .onnx_export.export import ExportResult
 
 
 class CompiledModel(nn.Module):
@@ -47,6 +52,8 @@ class CompiledModel(nn.Module):
     _report: Report
     _example_batch: int
     _root_cost: dict[str, Any]
+    _example: CallForm | None
+    _accelerator: Accelerator | None
     _attached: bool
 
     def __init__(
@@ -62,6 +69,8 @@ class CompiledModel(nn.Module):
         report: Report,
         example_batch: int = 1,
         root_cost: Mapping[str, Any] | None = None,
+        example: CallForm | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -76,6 +85,8 @@ class CompiledModel(nn.Module):
         own["_report"] = report
         own["_example_batch"] = example_batch
         own["_root_cost"] = dict(root_cost or {})
+        own["_example"] = example
+        own["_accelerator"] = accelerator
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -175,7 +186,7 @@ class CompiledModel(nn.Module):
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
                 target = float(state.get_buffer("weight_density"))
-                kept = _kept_now(weight, spec, state.get_buffer("weight_threshold"))
+                kept = int(kept_under(weight, threshold_in_use(weight, state, spec), spec).sum())
             if spec.sparsifies_activation:
                 counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]
                 seen, total = (int(sum(count[i] for count in counts)) for i in (0, 1))
@@ -223,6 +234,16 @@ class CompiledModel(nn.Module):
         return self._example_batch
 
     @property
+    def example(self) -> CallForm | None:
+        """The form of the example call: shapes and dtypes in place of tensors. None if there was none."""
+        return self._example
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The machine that it was compiled for."""
+        return self._accelerator
+
+    @property
     def root_cost(self) -> Mapping[str, Any]:
         """What the root's own Python costs, where the root is no graph."""
         return MappingProxyType(self._root_cost)
@@ -230,6 +251,60 @@ class CompiledModel(nn.Module):
     def current_variants(self) -> dict[str, int]:
         """For each captured module the index of the graph that its present mode runs."""
         return {path: forward.variants.index(forward.current_variant()) for path, forward in self._forwards.items()}
+
+    # Without fxsparse
+
+    def finalize(
+        self, *, weights: str = "dense", compact: bool = False, example_inputs: Sequence[Any] | torch.Tensor | None = None
+    ) -> nn.Module:
+        """A plain nn.Module in eval mode, with the sparse weights that this model's eval mode multiplies with, bit for bit.
+
+        It is of the original's class, shares no tensor with this model, and knows nothing of fxsparse.
+
+        Args:
+            weights: "dense"; "csr" or "semi_structured" for the sparse weights of nn.Linear modules as sparse tensors of torch.
+            compact: remove the filters and channels that are dead, where nothing else depends on them; outputs are equal to rounding.
+            example_inputs: for ``compact``; None takes the shapes that the model was compiled with.
+
+        Raises:
+            ExportError: a weight is read both sparse and dense under one name, or torch does not run that kind of sparse tensor here.
+        """
+        from .onnx_export.plain import plain_module
+
+        return plain_module(self, weights=weights, compact=compact, example_inputs=example_inputs)
+
+    def export_onnx(
+        self,
+        path: str | os.PathLike[str],
+        example_inputs: Sequence[Any] | torch.Tensor | None = None,
+        *,
+        sparse: bool | str = True,
+        metadata: bool = True,
+        keep_nodes: bool = False,
+        compact: bool = False,
+        opset: int | None = None,
+    ) -> ExportResult:
+        """Writes what eval mode computes as an ONNX file of standard operators. The model stays as it is, in whatever mode.
+
+        Args:
+            path: written whole or not at all. Weights beyond 2 GB go to a file of its own beside it.
+            example_inputs: None takes the shapes that the model was compiled with. The first size stays free.
+            sparse: store sparse weights as sparse tensors where that takes fewer bytes: True or "constant" as Constant nodes, which every
+                check of onnx accepts; "initializer" as sparse_initializer; False: all weights dense.
+            metadata: note sites, densities and costs at the nodes, and the policy and the report at the model (``fxsparse inspect``).
+            keep_nodes: show what fxsparse inserts as functions of the domain "fxsparse", whose bodies are standard operators.
+            compact: as in ``finalize``.
+            opset: of ONNX's own domain; None takes torch's choice.
+
+        Raises:
+            ExportError: the path cannot be written, the model cannot be captured whole, ONNX lacks an operator (named, with the model's
+                line), or the extra "onnx" is not installed.
+        """
+        from .onnx_export.export import export_onnx
+
+        return export_onnx(
+            self, path, example_inputs, sparse=sparse, metadata=metadata, keep_nodes=keep_nodes, compact=compact, opset=opset
+        )
 
     # Training
 
@@ -305,11 +380,3 @@ class CompiledModel(nn.Module):
     def __dir__(self) -> list[str]:
         own: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*own, *dir(self._root)})
-
-
-def _kept_now(weight: torch.Tensor, spec: SwatSpec, threshold: torch.Tensor) -> int:
-    """Elements of the weight that the threshold keeps; by the target where none was selected yet."""
-    if bool(threshold.isnan().any()):
-        return round(spec.weight_density * weight.numel())
-    scores = score(split_groups(weight.detach(), spec.groups), spec.reduce_dims)
-    return int((scores >= threshold).sum()) * (weight.numel() // scores.numel())

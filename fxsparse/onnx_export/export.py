@@ -1,0 +1,178 @@
+"""``compiled.export_onnx``: finalise, lower, store sparse, annotate, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxsparse.errors import ExportError
+
+from .annotate import annotate_nodes, contractions_of, put
+from .compacting import Compacted, compacted
+from .example import CallForm, call_form
+from .facts import (
+    PREFIX,
+    SiteFacts,
+    cost_report,
+    costs_by_site,
+    dumps,
+    model_facts,
+    packed_positions,
+    site_facts,
+    state_of,
+    with_thresholds,
+)
+from .finalize import Finalized, finalize
+from .lower import lower, require_onnx
+from .sparse_tensors import Stored, make_sparse
+from .visible import show_nodes
+from .write import LIMIT_BYTES, require_writable, write
+
+if TYPE_CHECKING:
+    from ..compiled_model import CompiledModel
+
+PLACES = ("constant", "initializer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        path, size_bytes: of the file, the weights beside it included.
+        stored: for each site that a technique makes sparse, "sparse" or "dense": the smaller form.
+        dynamic_batch: whether any batch size may be given.
+        removed: channels that ``compact`` has removed, by layer.
+    """
+
+    path: Path
+    size_bytes: int
+    stored: Mapping[str, str]
+    dynamic_batch: bool
+    removed: Mapping[str, int]
+
+
+def export_onnx(
+    model: CompiledModel,
+    path: str | os.PathLike[str],
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    *,
+    sparse: bool | str = True,
+    metadata: bool = True,
+    keep_nodes: bool = False,
+    compact: bool = False,
+    opset: int | None = None,
+    limit: int = LIMIT_BYTES,
+) -> ExportResult:
+    """Writes a compiled model as ONNX; see ``CompiledModel.export_onnx``."""
+    place = _place_of(sparse)
+    require_onnx()
+    target = require_writable(path)
+    form = call_form(example_inputs, model.example)
+    final = finalize(model, own_tensors=False, device="cpu")
+    shrunk = compacted(final.module, final.sites, form) if compact else Compacted(final.module, _kept(final), {})
+    lowered, dynamic = lower(shrunk.module, form, opset=opset, model=type(model._root).__name__)
+    proto = _as_proto(lowered)
+    names = _initializers(model, final, proto)
+    kept = {names[site]: mask for site, mask in shrunk.kept.items() if site in names}
+    candidates = _candidates(shrunk.module)
+    values = {tensor.name: tensor for tensor in proto.graph.initializer}
+    zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
+    budget = limit // 2 if proto.ByteSize() > limit else None
+    stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
+    consumers = {site: contractions_of(proto, name) for site, name in names.items()}
+    if keep_nodes:
+        consumers = show_nodes(
+            proto, model, {site: (name, final.sites[site]) for site, name in names.items() if site in final.sites}, consumers
+        )
+    if metadata:
+        _annotate(proto, model, final, shrunk, form, names, stored, zeros, consumers)
+    size = write(proto, target, limit=limit)
+    forms = {site: stored.get(names[site], Stored("dense", 0)).form for site in shrunk.kept if site in names}
+    return ExportResult(path=target, size_bytes=size, stored=forms, dynamic_batch=dynamic, removed=shrunk.removed)
+
+
+def _place_of(sparse: bool | str) -> str | None:
+    if sparse is True:
+        return PLACES[0]
+    if sparse is False:
+        return None
+    if sparse not in PLACES:
+        raise ExportError(f"sparse is {sparse!r}; expected True, False, or one of {', '.join(map(repr, PLACES))}")
+    return sparse
+
+
+def _kept(final: Finalized) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: site.weight.kept.cpu().numpy() for name, site in final.sites.items()}
+
+
+def _as_proto(model: Any) -> Any:
+    import onnx_ir
+
+    return onnx_ir.serde.serialize_model(model)
+
+
+def _initializers(model: CompiledModel, final: Finalized, proto: Any) -> dict[str, str]:
+    """For each site the initializer that holds its weight: one of the names under which its contractions read it."""
+    present = {tensor.name for tensor in proto.graph.initializer}
+    found = {}
+    for name, site in model.sites.items():
+        read = final.sites[name].names if name in final.sites else (name, *site.aliases)
+        own = [alias for alias in read if alias in present]
+        if own:
+            found[name] = own[0]
+    return found
+
+
+def _candidates(module: nn.Module) -> dict[str, int]:
+    """Parameters of two dimensions or more that may be sparse by themselves."""
+    return {name: tensor.numel() for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.dim() > 1}
+
+
+def _kept_zeros(tensor: Any, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Positions of weights that are kept and zero, which a dense tensor does not tell from dropped ones."""
+    from onnx import numpy_helper
+
+    flat = kept.reshape(-1)
+    return np.flatnonzero(flat & (numpy_helper.to_array(tensor).reshape(-1) == 0))
+
+
+def _annotate(
+    proto: Any,
+    model: CompiledModel,
+    final: Finalized,
+    shrunk: Compacted,
+    form: CallForm,
+    names: Mapping[str, str],
+    stored: Mapping[str, Stored],
+    zeros: Mapping[str, np.ndarray[Any, Any]],
+    consumers: Mapping[str, list[Any]],
+) -> None:
+    sites = site_facts(model, names)
+    if shrunk.removed:
+        sites = {name: _resized(site, shrunk, name) for name, site in sites.items()}
+    cost = cost_report(model)
+    annotate_nodes(proto, sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
+    facts = model_facts(model, sites, {"example": form.to_dict(), "compact": dict(shrunk.removed) or None})
+    described = {name: site.to_dict() for name, site in sites.items()}
+    for name, positions in zeros.items():
+        if len(positions) and stored.get(names[name], Stored("dense", 0)).form == "dense":
+            described[name]["kept_zeros"] = packed_positions(positions)
+    facts[f"{PREFIX}sites"] = dumps(described)
+    facts[f"{PREFIX}state"] = dumps(with_thresholds(state_of(model), final))
+    put(proto, facts)
+
+
+def _resized(site: SiteFacts, shrunk: Compacted, name: str) -> SiteFacts:
+    kept = shrunk.kept.get(name)
+    if kept is None:
+        elements = shrunk.module.get_parameter(name).numel()
+        return replace(site, kept=elements, total=elements)
+    return replace(site, kept=int(kept.sum()), total=kept.size)
