@@ -33,13 +33,12 @@ def contractions_of(model: Any, initializer: str) -> list[Any]:
 
 
 def annotate_nodes(
-    model: Any,
     sites: Mapping[str, SiteFacts],
     costs: Mapping[str, Sequence[NodeCost]],
     accelerator: str | None,
     consumers: Mapping[str, list[Any]],
 ) -> None:
-    """Writes the facts of each site to the nodes that multiply with it, in place.
+    """Writes the facts of each site to the nodes that multiply with it.
 
     A node with several weights (an LSTM) has lists. Where the graph multiplies in more or fewer nodes than the model did, the first one
     carries the cost of all.

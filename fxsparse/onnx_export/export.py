@@ -87,11 +87,10 @@ def export_onnx(
     zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
     budget = limit // 2 if proto.ByteSize() > limit else None
     stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
-    consumers = {site: contractions_of(proto, name) for site, name in names.items()}
     if keep_nodes:
-        consumers = show_nodes(
-            proto, model, {site: (name, final.sites[site]) for site, name in names.items() if site in final.sites}, consumers
-        )
+        consumers = show_nodes(proto, model, final.sites, shrunk.kept, names)
+    else:
+        consumers = {site: contractions_of(proto, name) for site, name in names.items()}
     if metadata:
         _annotate(proto, model, final, shrunk, form, names, stored, zeros, consumers)
     size = write(proto, target, limit=limit)
@@ -159,7 +158,7 @@ def _annotate(
     if shrunk.removed:
         sites = {name: _resized(site, shrunk, name) for name, site in sites.items()}
     cost = cost_report(model)
-    annotate_nodes(proto, sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
+    annotate_nodes(sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
     facts = model_facts(model, sites, {"example": form.to_dict(), "compact": dict(shrunk.removed) or None})
     described = {name: site.to_dict() for name, site in sites.items()}
     for name, positions in zeros.items():

@@ -97,10 +97,7 @@ class OnnxFile:
         tensor = self.stored[facts["initializer"]]
         if not facts["technique"] or facts["kept"] == facts["total"]:
             return np.ones(tuple(tensor.dims), dtype=bool)
-        if is_sparse(tensor):
-            positions = numpy_helper.to_array(tensor.indices)
-        else:
-            positions = np.flatnonzero(numpy_helper.to_array(tensor))
+        positions = numpy_helper.to_array(tensor.indices) if is_sparse(tensor) else np.flatnonzero(numpy_helper.to_array(tensor))
         found = np.zeros(int(np.prod(tensor.dims)), dtype=bool)
         found[positions] = True
         if "kept_zeros" in facts:
@@ -127,7 +124,7 @@ class OnnxFile:
                 yield {"node": node.name, "operator": node.op_type, **facts}
 
     def __str__(self) -> str:
-        return "\n".join([str(self.report), self._headline(), render(self._table())])
+        return "\n".join([str(self.report), self._headline(), render(self._table(), width=_WIDTH)])
 
     def _headline(self) -> str:
         facts = self.facts
@@ -160,6 +157,7 @@ class OnnxFile:
 
 
 _KEYS = ("flops", "bytes", "cycles")
+_WIDTH = 240
 
 
 def is_sparse(tensor: Any) -> bool:
