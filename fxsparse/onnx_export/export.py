@@ -16,7 +16,7 @@ from fxsparse.errors import ExportError
 
 from .annotate import annotate_nodes, contractions_of, put
 from .compacting import Compacted, compacted
-from .example import CallForm, call_form
+from .example import call_form
 from .facts import (
     PREFIX,
     SiteFacts,
@@ -78,8 +78,8 @@ def export_onnx(
     form = call_form(example_inputs, model.example)
     final = finalize(model, own_tensors=False, device="cpu")
     shrunk = compacted(final.module, final.sites, form) if compact else Compacted(final.module, _kept(final), {})
-    lowered, dynamic = lower(shrunk.module, form, opset=opset, model=type(model._root).__name__)
-    proto = _as_proto(lowered)
+    lowered = lower(shrunk.module, form, opset=opset, model=type(model._root).__name__)
+    proto = _as_proto(lowered.model)
     names = _initializers(model, final, proto)
     kept = {names[site]: mask for site, mask in shrunk.kept.items() if site in names}
     candidates = _candidates(shrunk.module)
@@ -92,10 +92,11 @@ def export_onnx(
     else:
         consumers = {site: contractions_of(proto, name) for site, name in names.items()}
     if metadata:
-        _annotate(proto, model, final, shrunk, form, names, stored, zeros, consumers)
+        extra = {"example": form.to_dict(), "merged": lowered.merged or None}
+        _annotate(proto, model, final, shrunk, names, stored, zeros, consumers, extra)
     size = write(proto, target, limit=limit)
     forms = {site: stored.get(names[site], Stored("dense", 0)).form for site in shrunk.kept if site in names}
-    return ExportResult(path=target, size_bytes=size, stored=forms, dynamic_batch=dynamic, removed=shrunk.removed)
+    return ExportResult(path=target, size_bytes=size, stored=forms, dynamic_batch=lowered.dynamic, removed=shrunk.removed)
 
 
 def _place_of(sparse: bool | str) -> str | None:
@@ -113,9 +114,15 @@ def _kept(final: Finalized) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _as_proto(model: Any) -> Any:
+    """As a ModelProto; weights say their own shape, and need no entry in value_info."""
     import onnx_ir
 
-    return onnx_ir.serde.serialize_model(model)
+    proto = onnx_ir.serde.serialize_model(model)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    shapes = [info for info in proto.graph.value_info if info.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(shapes)
+    return proto
 
 
 def _initializers(model: CompiledModel, final: Finalized, proto: Any) -> dict[str, str]:
@@ -148,18 +155,18 @@ def _annotate(
     model: CompiledModel,
     final: Finalized,
     shrunk: Compacted,
-    form: CallForm,
     names: Mapping[str, str],
     stored: Mapping[str, Stored],
     zeros: Mapping[str, np.ndarray[Any, Any]],
     consumers: Mapping[str, list[Any]],
+    extra: Mapping[str, Any],
 ) -> None:
     sites = site_facts(model, names)
     if shrunk.removed:
         sites = {name: _resized(site, shrunk, name) for name, site in sites.items()}
     cost = cost_report(model)
     annotate_nodes(sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
-    facts = model_facts(model, sites, {"example": form.to_dict(), "compact": dict(shrunk.removed) or None})
+    facts = model_facts(model, sites, {**extra, "compact": dict(shrunk.removed) or None})
     described = {name: site.to_dict() for name, site in sites.items()}
     for name, positions in zeros.items():
         if len(positions) and stored.get(names[name], Stored("dense", 0)).form == "dense":

@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ BATCH = "batch"
 _DEEPEST_CHAIN = 8
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """An ``onnx_ir.Model``, whether its batch size is free, and the parameters that another, equal one stands for."""
+
+    model: Any
+    dynamic: bool
+    merged: dict[str, str]
+
+
 def require_onnx(*needed: str) -> None:
     """Raises ExportError naming the extra, if a package that export needs is not installed."""
     missing = [name for name in needed or NEEDED if importlib.util.find_spec(name) is None]
@@ -29,8 +39,8 @@ def require_onnx(*needed: str) -> None:
         raise ExportError(f"{' and '.join(missing)} not installed; ONNX files need the extra: pip install 'fxsparse[onnx]'")
 
 
-def lower(module: nn.Module, form: CallForm, *, opset: int | None, model: str) -> tuple[Any, bool]:
-    """The module as an ``onnx_ir.Model``, and whether its batch size is dynamic. Nothing is computed on real data.
+def lower(module: nn.Module, form: CallForm, *, opset: int | None, model: str) -> Lowered:
+    """The module as an ``onnx_ir.Model``. Nothing is computed on real data.
 
     Args:
         module: plain, in eval mode, on the CPU. opset: of ONNX's own domain; None takes torch's choice.
@@ -46,8 +56,9 @@ def lower(module: nn.Module, form: CallForm, *, opset: int | None, model: str) -
         except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
             raise ExportError(_conversion_problem(exported, error, model)) from error
         found = program.model
-        tidy(found, _names(module))
-    return found, dynamic
+        tensors = _tensors(module)
+        merged = tidy(found, tensors, [name for name, tensor in tensors.items() if tensor.dim() == 1])
+    return Lowered(found, dynamic, merged)
 
 
 @contextmanager
@@ -137,6 +148,6 @@ def _first_line(error: object) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _names(module: nn.Module) -> set[str]:
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     parameters = module.named_parameters(remove_duplicate=False)
-    return {name for name, _ in (*parameters, *module.named_buffers(remove_duplicate=False))}
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}

@@ -134,9 +134,8 @@ class OnnxFile:
         machine = f" on {cost['accelerator']}" if cost and cost["accelerator"] else ""
         counted = f"; figures: a training step of {cost['batch_size']} samples{machine}" if cost else ""
         share = f"{kept} of {total} weights kept ({100 * kept / total:.1f} %)" if total else "no site"
-        return (
-            f"{self.path.name}: {self.path.stat().st_size:,} bytes, fxsparse {facts['version']}, torch {facts['torch']}; {share}{counted}\n"
-        )
+        made_by = f"fxsparse {facts['version']}, torch {facts['torch']}"
+        return f"{self.path.name}: {self.path.stat().st_size:,} bytes, {made_by}; {share}{counted}\n"
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)

@@ -86,8 +86,11 @@ def _load(file: OnnxFile, model: nn.Module) -> None:
     A shared parameter may be in the file twice, sparse for a contraction and dense for a table: it is filled once, from the dense one.
     """
     own = _tensors(model)
+    merged = file.facts.get("merged", {})
     sparse = {facts["initializer"] for facts in file.sites.values()}
-    sources = {**{site: facts["initializer"] for site, facts in file.sites.items()}, **{name: name for name in own if name in file.stored}}
+    own_sources = {name: merged.get(name, name) for name in own}
+    sources = {site: facts["initializer"] for site, facts in file.sites.items()}
+    sources.update({name: source for name, source in own_sources.items() if source in file.stored})
     filled: set[int] = set()
     for name, source in sorted(sources.items(), key=lambda item: item[1] in sparse):
         target = own[name]

@@ -93,7 +93,6 @@ def _put(graph: Any, made: Mapping[str, Any], place: str) -> None:
     _replace(graph.initializer, dense)
     if place == "initializer":
         graph.sparse_initializer.extend(made[name] for name in order)
-        _replace(graph.value_info, [info for info in graph.value_info if info.name not in made])
         return
     nodes = []
     for name in order:

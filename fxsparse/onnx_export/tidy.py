@@ -30,7 +30,7 @@ _RULES = (
 )
 
 
-def tidy(model: Any, names: Collection[str]) -> None:
+def tidy(model: Any, names: Collection[str], vectors: Collection[str] = ()) -> dict[str, str]:
     """Folds constants and removes what computes nothing, in place.
 
     torch's own optimisation also folds batch norms into the weights before them, and parameters into what is computed from them;
@@ -39,6 +39,9 @@ def tidy(model: Any, names: Collection[str]) -> None:
     Args:
         model: an ``onnx_ir.Model``.
         names: initializers that stay.
+        vectors: those of them that may be merged with an equal one, as the statistics of untrained batch norms often are.
+
+    Returns: for each merged initializer the one that stands for it.
     """
     import onnx_ir.passes.common as common
     from onnxscript import optimizer, rewriter
@@ -59,23 +62,27 @@ def tidy(model: Any, names: Collection[str]) -> None:
     common.RemoveUnusedOpsetsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.CommonSubexpressionEliminationPass()(model)
-    _merge_equal_constants(model, names)
+    merged = _merge_equal(model, {*model.graph.initializers} - {*names}) | _merge_equal(model, vectors)
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     _forget_origins(model)
+    return {name: first for name, first in merged.items() if name in names}
 
 
-def _merge_equal_constants(model: Any, names: Collection[str]) -> None:
-    """Keeps one of the small constants that are equal."""
+def _merge_equal(model: Any, names: Collection[str]) -> dict[str, str]:
+    """Keeps one of the initializers of these names that are equal. Returns the name that stands for each of the others."""
     seen: dict[Any, Any] = {}
+    merged = {}
     for name, value in list(model.graph.initializers.items()):
-        if name in names or value.is_graph_output():
+        if name not in names or value.is_graph_output():
             continue
         key = (value.const_value.dtype, tuple(value.const_value.shape.numpy()), value.const_value.tobytes())
         first = seen.setdefault(key, value)
         if first is not value:
             value.replace_all_uses_with(first)
             del model.graph.initializers[name]
+            merged[name] = first.name
+    return merged
 
 
 def _forget_origins(model: Any) -> None:
