@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
 from .mask_machine import MaskMachine
+from .onnx_export.exporting import Exporting
 from .policy import Policy
 from .ranks import whole
 from .report import Report
@@ -31,10 +31,9 @@ from .run_report import RunReport, run_report
 
 if TYPE_CHECKING:
     from .onnx_export.example import CallForm
-    from .onnx_export.export import ExportResult
 
 
-class CompiledModel(nn.Module):
+class CompiledModel(Exporting, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else
@@ -251,60 +250,6 @@ class CompiledModel(nn.Module):
     def current_variants(self) -> dict[str, int]:
         """For each captured module the index of the graph that its present mode runs."""
         return {path: forward.variants.index(forward.current_variant()) for path, forward in self._forwards.items()}
-
-    # Without fxsparse
-
-    def finalize(
-        self, *, weights: str = "dense", compact: bool = False, example_inputs: Sequence[Any] | torch.Tensor | None = None
-    ) -> nn.Module:
-        """A plain nn.Module in eval mode, with the sparse weights that this model's eval mode multiplies with, bit for bit.
-
-        It is of the original's class, shares no tensor with this model, and knows nothing of fxsparse.
-
-        Args:
-            weights: "dense"; "csr" or "semi_structured" for the sparse weights of nn.Linear modules as sparse tensors of torch.
-            compact: remove the filters and channels that are dead, where nothing else depends on them; outputs are equal to rounding.
-            example_inputs: for ``compact``; None takes the shapes that the model was compiled with.
-
-        Raises:
-            ExportError: a weight is read both sparse and dense under one name, or torch does not run that kind of sparse tensor here.
-        """
-        from .onnx_export.plain import plain_module
-
-        return plain_module(self, weights=weights, compact=compact, example_inputs=example_inputs)
-
-    def export_onnx(
-        self,
-        path: str | os.PathLike[str],
-        example_inputs: Sequence[Any] | torch.Tensor | None = None,
-        *,
-        sparse: bool | str = True,
-        metadata: bool = True,
-        keep_nodes: bool = False,
-        compact: bool = False,
-        opset: int | None = None,
-    ) -> ExportResult:
-        """Writes what eval mode computes as an ONNX file of standard operators. The model stays as it is, in whatever mode.
-
-        Args:
-            path: written whole or not at all. Weights beyond 2 GB go to a file of its own beside it.
-            example_inputs: None takes the shapes that the model was compiled with. The first size stays free.
-            sparse: store sparse weights as sparse tensors where that takes fewer bytes: True or "constant" as Constant nodes, which every
-                check of onnx accepts; "initializer" as sparse_initializer; False: all weights dense.
-            metadata: note sites, densities and costs at the nodes, and the policy and the report at the model (``fxsparse inspect``).
-            keep_nodes: show what fxsparse inserts as functions of the domain "fxsparse", whose bodies are standard operators.
-            compact: as in ``finalize``.
-            opset: of ONNX's own domain; None takes torch's choice.
-
-        Raises:
-            ExportError: the path cannot be written, the model cannot be captured whole, ONNX lacks an operator (named, with the model's
-                line), or the extra "onnx" is not installed.
-        """
-        from .onnx_export.export import export_onnx
-
-        return export_onnx(
-            self, path, example_inputs, sparse=sparse, metadata=metadata, keep_nodes=keep_nodes, compact=compact, opset=opset
-        )
 
     # Training
 

@@ -18,11 +18,9 @@ from .annotate import annotate_nodes, contractions_of, put
 from .compacting import Compacted, compacted
 from .example import call_form
 from .facts import (
-    PREFIX,
     SiteFacts,
     cost_report,
     costs_by_site,
-    dumps,
     model_facts,
     packed_positions,
     site_facts,
@@ -31,6 +29,7 @@ from .facts import (
 )
 from .finalize import Finalized, finalize
 from .lower import lower, require_onnx
+from .shared_tables import share_tables
 from .sparse_tensors import Stored, make_sparse
 from .visible import show_nodes
 from .write import LIMIT_BYTES, require_writable, write
@@ -47,7 +46,8 @@ class ExportResult:
 
     Attributes:
         path, size_bytes: of the file, the weights beside it included.
-        stored: for each site that a technique makes sparse, "sparse" or "dense": the smaller form.
+        stored: for each site that a technique makes sparse, "sparse" or "dense", the smaller form; or "shared", computed from the dense
+            table that it is tied to.
         dynamic_batch: whether any batch size may be given.
         removed: channels that ``compact`` has removed, by layer.
     """
@@ -87,15 +87,17 @@ def export_onnx(
     zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
     budget = limit // 2 if proto.ByteSize() > limit else None
     stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
+    tables = share_tables(proto, model, final.sites, names, stored) if place is not None and not keep_nodes else {}
     if keep_nodes:
         consumers = show_nodes(proto, model, final.sites, shrunk.kept, names)
     else:
         consumers = {site: contractions_of(proto, name) for site, name in names.items()}
     if metadata:
-        extra = {"example": form.to_dict(), "merged": lowered.merged or None}
-        _annotate(proto, model, final, shrunk, names, stored, zeros, consumers, extra)
+        extra = {"example": form.to_dict(), "merged": lowered.merged or None, "compact": dict(shrunk.removed) or None}
+        described = _described(model, shrunk, names, stored, zeros, tables)
+        _annotate(proto, model, final, described, consumers, extra)
     size = write(proto, target, limit=limit)
-    forms = {site: stored.get(names[site], Stored("dense", 0)).form for site in shrunk.kept if site in names}
+    forms = {site: "shared" if site in tables else _form(stored, names[site]) for site in shrunk.kept if site in names}
     return ExportResult(path=target, size_bytes=size, stored=forms, dynamic_batch=lowered.dynamic, removed=shrunk.removed)
 
 
@@ -150,30 +152,41 @@ def _kept_zeros(tensor: Any, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return np.flatnonzero(flat & (numpy_helper.to_array(tensor).reshape(-1) == 0))
 
 
-def _annotate(
-    proto: Any,
+def _form(stored: Mapping[str, Stored], name: str) -> str:
+    return stored[name].form if name in stored else "dense"
+
+
+def _described(
     model: CompiledModel,
-    final: Finalized,
     shrunk: Compacted,
     names: Mapping[str, str],
     stored: Mapping[str, Stored],
     zeros: Mapping[str, np.ndarray[Any, Any]],
+    tables: Mapping[str, str],
+) -> dict[str, SiteFacts]:
+    """What the file says of each site."""
+    found = {}
+    for name, site in site_facts(model, names).items():
+        if shrunk.removed:
+            site = _resized(site, shrunk, name)
+        is_dense = name in zeros and name not in tables and _form(stored, names[name]) == "dense"
+        packed = packed_positions(zeros[name]) if is_dense and len(zeros[name]) else None
+        found[name] = replace(site, kept_zeros=packed, table=tables.get(name))
+    return found
+
+
+def _annotate(
+    proto: Any,
+    model: CompiledModel,
+    final: Finalized,
+    sites: Mapping[str, SiteFacts],
     consumers: Mapping[str, list[Any]],
     extra: Mapping[str, Any],
 ) -> None:
-    sites = site_facts(model, names)
-    if shrunk.removed:
-        sites = {name: _resized(site, shrunk, name) for name, site in sites.items()}
     cost = cost_report(model)
     annotate_nodes(sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
-    facts = model_facts(model, sites, {**extra, "compact": dict(shrunk.removed) or None})
-    described = {name: site.to_dict() for name, site in sites.items()}
-    for name, positions in zeros.items():
-        if len(positions) and stored.get(names[name], Stored("dense", 0)).form == "dense":
-            described[name]["kept_zeros"] = packed_positions(positions)
-    facts[f"{PREFIX}sites"] = dumps(described)
-    facts[f"{PREFIX}state"] = dumps(with_thresholds(state_of(model), final))
-    put(proto, facts)
+    state = with_thresholds(state_of(model), final)
+    put(proto, model_facts(model, sites, {**extra, "state": state}))
 
 
 def _resized(site: SiteFacts, shrunk: Compacted, name: str) -> SiteFacts:

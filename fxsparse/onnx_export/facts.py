@@ -7,7 +7,7 @@ import json
 import sys
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,12 @@ _LARGEST_STATE = 4096
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """One site in the file: the initializer that holds its weight, and what of it is kept."""
+    """One site in the file: the initializer that holds its weight, and what of it is kept.
+
+    Attributes:
+        kept_zeros: packed positions that are kept and zero, where the form does not show them.
+        table: the dense initializer that the weight is computed from, where it has none of its own.
+    """
 
     site: str
     initializer: str
@@ -38,10 +43,12 @@ class SiteFacts:
     target: float
     kept: int
     total: int
+    kept_zeros: str | None = None
+    table: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able data."""
-        return {"initializer": self.initializer, "technique": self.technique, "target": self.target, "kept": self.kept, "total": self.total}
+        """As JSON-able data, without what there is none of."""
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "site"}
 
 
 def site_facts(model: CompiledModel, initializers: Mapping[str, str]) -> dict[str, SiteFacts]:

@@ -94,6 +94,9 @@ class OnnxFile:
         from onnx import numpy_helper
 
         facts = self.sites[site]
+        if "table" in facts:
+            found: np.ndarray[Any, Any] = np.abs(self.weight(facts["table"])) >= self.facts["state"][f"sites.{site}.weight_threshold"]
+            return found
         tensor = self.stored[facts["initializer"]]
         if not facts["technique"] or facts["kept"] == facts["total"]:
             return np.ones(tuple(tensor.dims), dtype=bool)
@@ -103,6 +106,13 @@ class OnnxFile:
         if "kept_zeros" in facts:
             found[unpacked_positions(facts["kept_zeros"])] = True
         return found.reshape(tuple(tensor.dims))
+
+    def form(self, site: str) -> str:
+        """How a site's weight is stored: "sparse", "dense", or "shared", computed from the dense table that it is tied to."""
+        facts = self.sites[site]
+        if "table" in facts:
+            return "shared"
+        return "sparse" if is_sparse(self.stored[facts["initializer"]]) else "dense"
 
     def sparsity(self) -> dict[str, dict[str, Any]]:
         """For each site the density of its weight, counted from the stored tensors, as ``compiled.sparsity()`` gives it."""
@@ -148,7 +158,7 @@ class OnnxFile:
             first = node["site"] if isinstance(node["site"], str) else node["site"][0]
             costs.setdefault(first, []).append(node)
         for site, row in self.sparsity().items():
-            form = "sparse" if is_sparse(self.stored[self.sites[site]["initializer"]]) else "dense"
+            form = self.form(site)
             nodes = costs.get(site, [])
             cells = [_shown(sum(node[which][key] for node in nodes if key in node.get(which, {}))) for which in PASSES for key in _KEYS]
             table.add_row(site, form, f"{row['kept']}/{row['total']}", f"{row['actual']:.4f}", *cells)

@@ -72,7 +72,7 @@ def _require_fitting(file: OnnxFile, model: nn.Module) -> None:
     for site, facts in file.sites.items():
         if site not in own:
             raise ExportError(f"{str(file.path)!r} has the weight {site!r}, and {type(model).__name__} has none of that name")
-        shape = tuple(file.stored[facts["initializer"]].dims)
+        shape = tuple(file.stored[facts.get("table", facts["initializer"])].dims)
         if shape != tuple(own[site].shape):
             raise ExportError(
                 f"{site!r} has the shape {shape} in {str(file.path)!r} and {tuple(own[site].shape)} in {type(model).__name__}; "
@@ -89,7 +89,7 @@ def _load(file: OnnxFile, model: nn.Module) -> None:
     merged = file.facts.get("merged", {})
     sparse = {facts["initializer"] for facts in file.sites.values()}
     own_sources = {name: merged.get(name, name) for name in own}
-    sources = {site: facts["initializer"] for site, facts in file.sites.items()}
+    sources = {site: facts.get("table", facts["initializer"]) for site, facts in file.sites.items()}
     sources.update({name: source for name, source in own_sources.items() if source in file.stored})
     filled: set[int] = set()
     for name, source in sorted(sources.items(), key=lambda item: item[1] in sparse):

@@ -18,7 +18,6 @@ _RULES = (
     "no_op_transpose_rule",
     "one_reshape_matmul_reshape_rule",
     "reshape_reshape_rule",
-    "slice_split_rule",
     "squeeze_reshape_1d_rule",
     "successive_clip_relu_rule",
     "successive_clip_rule",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .annotate import contractions_of
+from .dropping import dropping_nodes, threshold_of
 from .facts import dumps
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ def show_nodes(
         kept: what is kept of each sparse site's weight. names: the initializer of each site.
     """
     made, functions, renamed = [], _Functions(proto), {}
+    types = _types(proto)
     for site, name in names.items():
         if site not in kept:
             continue
         by_threshold = site not in model.masks and not model.swat[site].reduce_dims
         function = "sparsify" if by_threshold else "masked_weight" if site in model.masks else "sparsify_structures"
-        second = _second_input(proto, name, final[site], kept[site], by_threshold)
+        second = _second_input(proto, name, final[site], kept[site], by_threshold, types[name])
         renamed[name] = f"{name}.{function}"
-        made.append(_call(function, [name, second], renamed[name], site))
-        functions.add_sparsifying(function, by_threshold)
+        made.append(_call(functions.sparsifying(function, types[name]), [name, second], renamed[name], site))
     _rewire(proto.graph, made, renamed)
     found = {site: contractions_of(proto, renamed.get(name, name)) for site, name in names.items()}
     for site in model.swat:
@@ -62,13 +63,22 @@ def show_nodes(
     return found
 
 
-def _second_input(proto: Any, name: str, final: FinalSite, kept: np.ndarray[Any, Any], by_threshold: bool) -> str:
+def _types(proto: Any) -> dict[str, int]:
+    """The type of each weight, dense or sparse."""
+    found = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    found.update({tensor.values.name: tensor.values.data_type for tensor in proto.graph.sparse_initializer})
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            sparse = [item.sparse_tensor.values.data_type for item in node.attribute if item.name == "sparse_value"]
+            found.update(dict.fromkeys(node.output, sparse[0]) if sparse else {})
+    return found
+
+
+def _second_input(proto: Any, name: str, final: FinalSite, kept: np.ndarray[Any, Any], by_threshold: bool, data_type: int) -> str:
     from onnx import numpy_helper
 
     if by_threshold:
-        precise = next((tensor for tensor in proto.graph.initializer if tensor.name == name and tensor.data_type == 11), None)
-        value = np.array(final.weight.threshold, dtype=np.float32 if precise is None else np.float64)
-        title = f"{name}.threshold"
+        value, title = threshold_of(final, data_type), f"{name}.threshold"
     else:
         value, title = _smallest_broadcast(kept), f"{name}.mask"
     proto.graph.initializer.append(numpy_helper.from_array(value, name=title))
@@ -114,25 +124,17 @@ class _Functions:
         self._wrapped: dict[Any, str] = {}
         self._known: set[str] = set()
 
-    def add_sparsifying(self, name: str, by_threshold: bool) -> None:
-        from onnx import helper
+    def sparsifying(self, base: str, data_type: int) -> str:
+        """The name of the function that drops what a threshold (or a mask) drops of weights of a type; made if there is none yet."""
+        from onnx import TensorProto
 
-        if name in self._known:
-            return
-        self._known.add(name)
-        second = "threshold" if by_threshold else "mask"
-        compared = [
-            helper.make_node("Abs", ["weight"], ["magnitude"]),
-            helper.make_node("CastLike", ["magnitude", "threshold"], ["compared"]),
-            helper.make_node("GreaterOrEqual", ["compared", "threshold"], ["mask"]),
-        ]
-        nodes = [
-            *(compared if by_threshold else []),
-            helper.make_node("Constant", [], ["nothing"], value_float=0.0),
-            helper.make_node("CastLike", ["nothing", "weight"], ["zero"]),
-            helper.make_node("Where", ["mask", "weight", "zero"], ["sparse_weight"]),
-        ]
-        self._add(name, ["weight", second], ["sparse_weight"], nodes, [])
+        name = base if data_type == TensorProto.FLOAT else f"{base}_{TensorProto.DataType.Name(data_type).lower()}"
+        if name not in self._known:
+            self._known.add(name)
+            by_threshold = base == "sparsify"
+            nodes = dropping_nodes("weight", "threshold" if by_threshold else None, "mask", "sparse_weight", data_type)
+            self._add(name, ["weight", "threshold" if by_threshold else "mask"], ["sparse_weight"], nodes, [])
+        return name
 
     def wrap(self, node: Any) -> None:
         """Turns a contraction into a call of a function that does what it did."""
