@@ -165,6 +165,11 @@ class OnnxFile:
         return table
 
 
+def onnx_file(path: str | os.PathLike[str]) -> OnnxFile:
+    """What an exported file says and holds; ``print`` shows its report. Raises: ExportError, see OnnxFile."""
+    return OnnxFile(path)
+
+
 _KEYS = ("flops", "bytes", "cycles")
 _WIDTH = 240
 
