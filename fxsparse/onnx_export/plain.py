@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ def _sparse_parameter(weight: torch.Tensor, layout: str) -> nn.Parameter:
     """The weight in a sparse layout, tried once in a product of two and of three dimensions."""
     dense = weight.detach()
     make = torch.Tensor.to_sparse_csr if layout == "csr" else torch.sparse.to_sparse_semi_structured
-    made = make(dense.contiguous())
-    with torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch says of each kind that it is new
+        made = make(dense.contiguous())
         for rows in ((_ROWS,), (2, _ROWS)):
             nn.functional.linear(torch.zeros(*rows, dense.shape[1], dtype=dense.dtype, device=dense.device), made)
     return nn.Parameter(made, requires_grad=False)
