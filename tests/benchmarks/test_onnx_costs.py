@@ -9,10 +9,6 @@ import copy
 from pathlib import Path
 
 import pytest
-
-ort = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
 import torch
 import torchvision
 
@@ -20,6 +16,8 @@ import fxsparse as fxs
 
 from .timing import interleaved, table
 
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 INPUT = (torch.randn(1, 3, 224, 224),)
 
