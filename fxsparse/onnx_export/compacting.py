@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from fxsparse.errors import ExportError, TraceError
 from fxsparse.passes.capture.capture import capture, leaving_no_trace
 from fxsparse.passes.compact.shrink import Shrunk, shrink
 from fxsparse.passes.compact.walk import follow_channels
 
+from ..errors import ExportError, TraceError
 from .example import CallForm
 from .finalize import FinalSite
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxsparse.errors import ExportError
+from ..errors import ExportError
 
 _SMALLEST_DYNAMIC = 2
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxsparse.errors import ExportError
-
+from ..errors import ExportError
 from .annotate import annotate_nodes, contractions_of, put
 from .compacting import Compacted, compacted
 from .example import call_form

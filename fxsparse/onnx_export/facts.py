@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from fxsparse.cost_model.gemm import PASSES
-from fxsparse.errors import CostError, FxSparseError
 
+from ..errors import CostError, FxSparseError
 from ..report import Report
 
 if TYPE_CHECKING:

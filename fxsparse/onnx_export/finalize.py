@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from fxsparse.errors import ExportError
 from fxsparse.passes.capture.clone import clone_modules
 from fxsparse.passes.capture.graph_forward import GraphForward
 from fxsparse.passes.final_weights import FinalWeight, final_weight
@@ -18,6 +17,7 @@ from fxsparse.passes.specs import SwatSpec
 from fxsparse.passes.state import STATE, SiteState
 from fxsparse.passes.weight_reads import weight_reads
 
+from ..errors import ExportError
 from ..ranks import is_sharded, whole
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxsparse.errors import ExportError
 from fxsparse.passes.capture.capture import leaving_no_trace
 
+from ..errors import ExportError
 from .example import CallForm
 from .tidy import tidy
 

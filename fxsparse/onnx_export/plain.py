@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxsparse.errors import ExportError
-
+from ..errors import ExportError
 from ..techniques import closest
 from .compacting import compacted
 from .example import call_form

@@ -13,9 +13,9 @@ import numpy as np
 from rich.table import Table
 
 from fxsparse.cost_model.gemm import PASSES
-from fxsparse.errors import ExportError
 from fxsparse.passes.base import Skip
 
+from ..errors import ExportError
 from ..report import Report, SiteRow, render
 from .facts import FORMAT, PREFIX, unpacked_positions
 from .lower import require_onnx

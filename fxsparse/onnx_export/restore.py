@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxsparse.errors import ExportError
-
+from ..errors import ExportError
 from ..policy import Policy
 from .example import CallForm, call_form
 from .read_back import OnnxFile

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fxsparse.errors import ExportError
+from ..errors import ExportError
 
 LIMIT_BYTES = 2**31 - 2**20
 _ALIGNMENT = 4096
