@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .criterion import Criterion, Weight
     from .estimator import estimate
     from .mask_techniques import GMP, NM, SET, GraNet, RigL, StaticMask
+    from .onnx_export.read_back import OnnxFile, onnx_file
+    from .onnx_export.restore import from_onnx
     from .policy import Policy
     from .preset_policies import presets
     from .recalibrate import recalibrate_batch_norm
@@ -45,6 +47,8 @@ _HOMES = {
     "CostReport": "cost_report",
     "estimate": "estimator",
     "CompiledModel": "compiled_model",
+    "from_onnx": "onnx_export.restore",
+    **dict.fromkeys(("OnnxFile", "onnx_file"), "onnx_export.read_back"),
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
@@ -73,6 +77,7 @@ __all__ = [
     "FxSparseError",
     "GraNet",
     "NumericalError",
+    "OnnxFile",
     "PassError",
     "Policy",
     "PolicyError",
@@ -89,6 +94,8 @@ __all__ = [
     "check",
     "compile",
     "estimate",
+    "from_onnx",
+    "onnx_file",
     "presets",
     "recalibrate_batch_norm",
 ]

@@ -5,7 +5,6 @@ Whatever is refused ends in one line on standard error and a status other than 0
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,16 +16,14 @@ from typer.core import TyperGroup
 
 from fxsparse.cost_model.roofline import PARENTS
 
+from .cli_arguments import example_input, load_model
 from .errors import FxSparseError
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
-    from torch import nn
 
     from fxsparse.cost_model.accelerator import Accelerator
 
-INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 QUICK_WIDTH, QUICK_EPOCHS = 8, 2
 
 
@@ -163,22 +160,38 @@ def accelerators() -> None:
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="torchvision:NAME, or module.path:factory for a function (or class) that makes a model.")],
-    inputs: Annotated[
-        list[str], typer.Option("--input", help="Shape of an input, such as 8x3x224x224 or 8x128:int64; once for each positional argument.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision:NAME, or module.path:factory for a function (or class) that makes a model, or an exported file, FILE.onnx."
+        ),
     ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of an input, such as 8x3x224x224 or 8x128:int64; once for each positional argument."),
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="A preset's name or the path of a YAML or JSON file; none changes nothing.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="A machine: its name or YAML file. Prints the costs on it.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report and the costs there, too.")] = None,
+    onnx_path: Annotated[Path | None, typer.Option("--onnx", help="Write the model there, with sparse weights and metadata.")] = None,
 ) -> None:
-    """Print what a policy changes in a model and what it leaves exact, and the FLOPs that it saves. Nothing is trained."""
+    """Print what a policy changes in a model and what it leaves exact, and the FLOPs that it saves. Nothing is trained.
+
+    Of an exported file it prints what the file says: the same report, and what is stored.
+    """
+    if model.endswith(".onnx"):
+        _inspect_file(model, json_path, {"--input": inputs, "--policy": policy, "--accelerator": accelerator, "--onnx": onnx_path})
+        return
+    if not inputs:
+        raise FxSparseError(f"{model!r} needs the shapes of its inputs: --input 8x3x224x224, once for each positional argument")
     from .compiler import compile
     from .policy import as_policy
 
     _require_folder(json_path)
+    _require_folder(onnx_path, "--onnx")
     example_inputs = tuple(example_input(text) for text in inputs)
     chosen = as_policy(policy)
-    compiled = compile(load_model(model), chosen, example_inputs)
+    compiled = compile(load_model(model), chosen, example_inputs, accelerator=accelerator)
     saved = compiled.cost(convention="swat").reduction
     cost = compiled.cost(accelerator)
     print(compiled.report)
@@ -198,6 +211,22 @@ def inspect(
             "cost": cost.to_dict(),
         }
         json_path.write_text(json.dumps(found, indent=2) + "\n")
+    if onnx_path is not None:
+        written = compiled.export_onnx(onnx_path)
+        print(f"written to {written.path} ({written.size_bytes:,} bytes)")
+
+
+def _inspect_file(path: str, json_path: Path | None, refused: dict[str, Any]) -> None:
+    from .onnx_export.read_back import OnnxFile
+
+    given = [name for name, value in refused.items() if value]
+    if given:
+        raise FxSparseError(f"{path!r} is an exported file, which says all of itself: leave out {', '.join(given)}")
+    _require_folder(json_path)
+    file = OnnxFile(path)
+    print(file)
+    if json_path is not None:
+        json_path.write_text(json.dumps({**file.facts, "nodes": file.node_facts(), "sparsity": file.sparsity()}, indent=2) + "\n")
 
 
 @app.command()
@@ -253,89 +282,6 @@ def _calibration_table(machine: Accelerator) -> Table:
         if any(shares):
             table.add_row(kind.replace("_", " "), *("" if share is None else f"{100 * share:.0f} %" for share in shares))
     return table
-
-
-def example_input(text: str) -> torch.Tensor:
-    """Zeros of the shape and dtype that a text such as "8x3x224x224" or "8x128:int64" says.
-
-    Raises:
-        FxSparseError: it says no shape, or an unknown dtype.
-    """
-    import torch
-
-    from .techniques import closest
-
-    sides, _, dtype = text.partition(":")
-    if not sides or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides.split("x")):
-        raise FxSparseError(f"--input {text!r} is not a shape; expected positive numbers joined by x, such as 8x3x224x224 or 8x128:int64")
-    dtype = dtype or INPUT_DTYPES[0]
-    if dtype not in INPUT_DTYPES:
-        known = ", ".join(INPUT_DTYPES)
-        raise FxSparseError(f"--input {text!r}: unknown dtype {dtype!r}{closest(dtype, INPUT_DTYPES)}; expected one of {known}")
-    return torch.zeros([int(side) for side in sides.split("x")], dtype=getattr(torch, dtype))
-
-
-def load_model(text: str) -> nn.Module:
-    """The model that "torchvision:NAME" or "module.path:factory" names, without pretrained weights.
-
-    Raises:
-        FxSparseError: there is none of that name, or it cannot be imported or made.
-    """
-    from torch import nn
-
-    from .techniques import closest
-
-    source, colon, name = text.partition(":")
-    if not source or not colon or not name:
-        raise FxSparseError(f"{text!r} names no model; expected torchvision:NAME, such as torchvision:resnet50, or module.path:factory")
-    if source == "torchvision":
-        return _torchvision_model(name)
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a module of the current folder is found
-    try:
-        module = importlib.import_module(source)
-    except Exception as error:
-        hint = closest(source, ["torchvision"])
-        raise FxSparseError(f"{text!r}: the module {source!r} does not import: {type(error).__name__}: {error}{hint}") from error
-    try:
-        made: Any = module
-        for part in name.split("."):
-            made = getattr(made, part)
-    except AttributeError:
-        raise FxSparseError(f"{text!r}: the module {source!r} has no {name!r}{closest(name, vars(module))}") from None
-    if not isinstance(made, nn.Module):
-        if not callable(made):
-            raise FxSparseError(f"{text!r} is of type {type(made).__name__}; expected a function or class that makes an nn.Module")
-        try:
-            made = made()
-        except Exception as error:
-            raise FxSparseError(f"{text!r} was called without arguments and failed: {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise FxSparseError(f"{text!r} made an object of type {type(made).__name__}; expected an nn.Module")
-    return made
-
-
-def _torchvision_model(name: str) -> nn.Module:
-    from .techniques import closest
-
-    try:
-        from torchvision.models import get_model, list_models
-    except ModuleNotFoundError as error:
-        raise FxSparseError(f"'torchvision:{name}': {error.name!r} is not installed: pip install 'fxsparse[all]'") from None
-    if name not in list_models():
-        raise FxSparseError(f"torchvision has no model {name!r}{closest(name, list_models())}; torchvision.models.list_models() lists them")
-    settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    made: nn.Module = get_model(name, weights=None, **_without_backbone_weights(name), **settings)
-    return made
-
-
-def _without_backbone_weights(name: str) -> dict[str, Any]:
-    """Detection and segmentation models fetch a pretrained backbone unless told not to."""
-    import inspect
-
-    from torchvision.models import get_model_builder
-
-    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters else {}
 
 
 def describe(technique: dict[str, Any]) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.capture.graph_forward import GraphForward
+from fxsparse.passes.final_weights import kept_under, threshold_in_use
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.masks.state import RegimeState
-from fxsparse.passes.ops.score import score, split_groups
 from fxsparse.passes.sites import Site
 from fxsparse.passes.specs import CombinedSpec, SwatSpec
 from fxsparse.passes.state import STATE, AddedState
@@ -23,14 +23,18 @@ from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
 from .mask_machine import MaskMachine
+from .onnx_export.exporting import Exporting
 from .policy import Policy
 from .ranks import whole
 from .report import Report
 from .resolve_saved import SavedPlan
 from .run_report import RunReport, run_report
 
+if TYPE_CHECKING:
+    from .onnx_export.example import CallForm
 
-class CompiledModel(nn.Module):
+
+class CompiledModel(Exporting, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else
@@ -49,6 +53,8 @@ class CompiledModel(nn.Module):
     _report: Report
     _example_batch: int
     _root_cost: dict[str, Any]
+    _example: CallForm | None
+    _accelerator: Accelerator | None
     _attached: bool
 
     def __init__(
@@ -65,6 +71,8 @@ class CompiledModel(nn.Module):
         report: Report,
         example_batch: int = 1,
         root_cost: Mapping[str, Any] | None = None,
+        example: CallForm | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -80,6 +88,8 @@ class CompiledModel(nn.Module):
         own["_report"] = report
         own["_example_batch"] = example_batch
         own["_root_cost"] = dict(root_cost or {})
+        own["_example"] = example
+        own["_accelerator"] = accelerator
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -184,7 +194,7 @@ class CompiledModel(nn.Module):
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
                 target = float(state.get_buffer("weight_density"))
-                kept = _kept_now(weight, spec, state.get_buffer("weight_threshold"))
+                kept = int(kept_under(weight, threshold_in_use(weight, state, spec), spec).sum())
             if spec.sparsifies_activation:
                 counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]
                 seen, total = (int(sum(count[i] for count in counts)) for i in (0, 1))
@@ -230,6 +240,16 @@ class CompiledModel(nn.Module):
     def example_batch(self) -> int:
         """The batch size of the example inputs; 1 if there were none."""
         return self._example_batch
+
+    @property
+    def example(self) -> CallForm | None:
+        """The form of the example call: shapes and dtypes in place of tensors. None if there was none."""
+        return self._example
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The machine that it was compiled for."""
+        return self._accelerator
 
     @property
     def root_cost(self) -> Mapping[str, Any]:
@@ -314,11 +334,3 @@ class CompiledModel(nn.Module):
     def __dir__(self) -> list[str]:
         own: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*own, *dir(self._root)})
-
-
-def _kept_now(weight: torch.Tensor, spec: SwatSpec, threshold: torch.Tensor) -> int:
-    """Elements of the weight that the threshold keeps; by the target where none was selected yet."""
-    if bool(threshold.isnan().any()):
-        return round(spec.weight_density * weight.numel())
-    scores = score(split_groups(weight.detach(), spec.groups), spec.reduce_dims)
-    return int((scores >= threshold).sum()) * (weight.numel() // scores.numel())

@@ -31,6 +31,7 @@ from fxsparse.passes.verify import verify
 from .compiled_model import CompiledModel
 from .errors import FxSparseError, PolicyError, TraceError
 from .estimator import annotate_figures, machine_of
+from .onnx_export.example import CallForm
 from .policy import Policy, as_policy
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
@@ -115,6 +116,8 @@ def compile(
         report=report,
         example_batch=example_batch_of(captured, example) or 1,
         root_cost=root_cost,
+        example=None if example is None else CallForm.of(*example),
+        accelerator=machine,
     )
     annotate_figures(compiled, machine)
     return compiled

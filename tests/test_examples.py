@@ -39,6 +39,15 @@ def test_train_swat_learns_under_each_policy(tmp_path: Path) -> None:
     assert accuracies[1] > 60
 
 
+def test_export_onnx_writes_runs_and_reads_back(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = run("export_onnx.py", "--model", "squeezenet1_1", folder=tmp_path)
+    assert float(re.findall(r"([\d.]+)x of the dense file", out)[0]) < 0.35
+    assert float(re.findall(r"model's: (\S+) of", out)[0]) < 1e-4
+    assert "outputs bit-equal" in out
+
+
 def test_digits_accuracy_fails_when_a_margin_is_missed(tmp_path: Path) -> None:
     out = run("digits_accuracy.py", "--seeds", "1", "--epochs", "1", "--width", "4", folder=tmp_path, status=1)
     assert re.search(r"SWAT-U 90 %: -[\d.]+ points against dense, margin 1.0 points: MISSED", out)

@@ -1,0 +1,105 @@
+"""Writing an ONNX model so that a file is either the old one or the new one, and beyond 2 GB with its weights beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+
+LIMIT_BYTES = 2**31 - 2**20
+_ALIGNMENT = 4096
+_SMALLEST_EXTERNAL = 1024
+
+
+def require_writable(path: str | os.PathLike[str]) -> Path:
+    """The path, checked before the long work.
+
+    Raises: ExportError if no file can be written there.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ExportError(f"{str(target)!r} is a folder; expected the name of a file to write")
+    if not target.parent.is_dir():
+        raise ExportError(f"{str(target)!r} lies in a folder that does not exist; make it first")
+    try:
+        with _temporary(target, ".tmp") as probe:
+            probe.touch()
+    except OSError as error:
+        raise ExportError(f"{str(target)!r} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
+    """Writes a ModelProto, and what else its dense weights need, and returns the bytes of both files.
+
+    The new file takes the old one's name only when it is complete. Weights that do not fit into one file of protobuf's size go to
+    ``NAME.<random>.data`` beside it, under a name of their own each time, so that a file never points to the weights of another.
+
+    Raises: ExportError if it cannot be written; the old file is then as it was.
+    """
+    try:
+        beside = _weights_beside(model, target) if model.ByteSize() > limit else None
+        try:
+            with _temporary(target, ".tmp") as temporary:
+                temporary.write_bytes(model.SerializeToString())
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(temporary, target)
+        except BaseException:
+            if beside is not None:
+                beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(f"{str(target)!r} cannot be written: {error.strerror or error}; what was there is as it was") from error
+    except ValueError as error:  # protobuf's own limit
+        raise ExportError(f"{str(target)!r}: the graph without its dense weights is too large for one file: {error}") from error
+    _remove_older(target, beside)
+    return target.stat().st_size + (beside.stat().st_size if beside is not None else 0)
+
+
+def _weights_beside(model: Any, target: Path) -> Path:
+    """Moves the raw data of dense initializers to a file of their own, in place."""
+    from onnx import TensorProto
+
+    data = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.data")
+    with _temporary(data, ".tmp") as temporary:
+        with temporary.open("wb") as file:
+            for tensor in model.graph.initializer:
+                if len(tensor.raw_data) < _SMALLEST_EXTERNAL:
+                    continue
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                offset, length = file.tell(), len(tensor.raw_data)
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", data.name), ("offset", str(offset)), ("length", str(length))):
+                    entry = tensor.external_data.add()
+                    entry.key, entry.value = key, value
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, data)
+    return data
+
+
+def _remove_older(target: Path, current: Path | None) -> None:
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.data")
+    for other in target.parent.iterdir():
+        if other != current and pattern.fullmatch(other.name):
+            with suppress(OSError):
+                other.unlink()
+
+
+@contextmanager
+def _temporary(target: Path, suffix: str) -> Iterator[Path]:
+    """A name in the same folder; what is left under it in the end is removed."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{suffix}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
