@@ -82,7 +82,11 @@ def _(x: Tensor, threshold: Tensor, packed: Tensor, stats: Tensor, scheme: str, 
     if not enabled:
         return packed.new_empty(0), stats.new_empty((0, 0)), kept
     expected = int(_SHARE * x.numel()) // 8 + 1 if isinstance(x.numel(), int) else 1
-    return packed.new_empty(dynamic_size(expected)), stats.new_empty((rows.ROWS + _BOUNDS, x.shape[1])), kept
+    return (
+        packed.new_empty(dynamic_size(expected, x.shape[0] if isinstance(x.shape[0], int) else 1)),
+        stats.new_empty((rows.ROWS + _BOUNDS, x.shape[1])),
+        kept,
+    )
 
 
 divide_bins.without_derivative()

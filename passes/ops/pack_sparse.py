@@ -76,26 +76,29 @@ def _(
     if not enabled:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), x.new_empty((2, 0), dtype=torch.float32), kept
     expected = math.ceil(density * x.numel()) if isinstance(x.numel(), int) else 0
-    where = dynamic_size((positions.digits_expected(x.numel(), expected) + 1) // 2) if read.kind == "gaps" else packed_size(x.numel())
-    values, count = _sizes_of_values(read, expected)
+    samples = x.shape[0] if x.dim() and isinstance(x.shape[0], int) else 1
+    where = (
+        dynamic_size((positions.digits_expected(x.numel(), expected) + 1) // 2, samples) if read.kind == "gaps" else packed_size(x.numel())
+    )
+    values, count = _sizes_of_values(read, expected, samples)
     made = x.new_empty(values, dtype=torch.uint8 if read.bits else x.dtype)
     return x.new_empty(where, dtype=torch.uint8), made, x.new_empty((2, count), dtype=torch.float32), kept
 
 
-def _sizes_of_values(read: Scheme, expected: int) -> tuple[int, int]:
+def _sizes_of_values(read: Scheme, expected: int, samples: int) -> tuple[int, int]:
     """The size of the values, and the number of groups."""
     if not read.bits:
-        return dynamic_size(expected), 0
-    count = dynamic_size(-(-expected // read.group))
+        return dynamic_size(expected, samples), 0
+    count = dynamic_size(-(-expected // read.group), samples)
     return count * (read.group * read.bits // 8), count
 
 
-def dynamic_size(expected: int) -> int:
-    """A size that only values decide, as a symbol; where sizes must be numbers, the expected one."""
+def dynamic_size(expected: int, samples: int = 1) -> int:
+    """A size that only values decide, as a symbol; where sizes must be numbers, the expected one, as much for each of the samples."""
     try:
         return cast(int, torch.library.get_ctx().new_dynamic_size())
     except (DynamicOutputShapeException, RuntimeError):
-        return expected
+        return -(-expected // max(samples, 1)) * samples
 
 
 pack_sparse.without_derivative()

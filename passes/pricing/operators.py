@@ -20,7 +20,8 @@ CONTRACTIONS = frozenset(
     _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_flash_attention_backward
     _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward swat_convolution
-    swat_linear swat_einsum mkldnn_rnn_layer mkldnn_rnn_layer_backward _cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward
+    swat_linear swat_einsum coded_convolution coded_linear coded_matmul coded_attention mkldnn_rnn_layer mkldnn_rnn_layer_backward
+    _cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward
     _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell _thnn_fused_gru_cell_backward lstm_mps
     """.split()  # noqa: SIM905
 )
@@ -38,16 +39,19 @@ FREE = frozenset(
 _FORWARD = {
     "batch_norm": "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional "
     "cudnn_batch_norm miopen_batch_norm batch_norm_with_update _batch_norm_with_update batch_norm_stats batch_norm_elemt "
-    "batch_norm_gather_stats_with_counts batch_norm_update_stats",
-    "layer_norm": "native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm _weight_norm_interface _cdist_forward",
-    "softmax": "_softmax _log_softmax _safe_softmax softmax log_softmax logsumexp",
+    "batch_norm_gather_stats_with_counts batch_norm_update_stats blpa_norm coded_batch_norm",
+    "layer_norm": "native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm _weight_norm_interface _cdist_forward "
+    "coded_layer_norm coded_group_norm",
+    "softmax": "_softmax _log_softmax _safe_softmax softmax log_softmax logsumexp coded_softmax",
     "activation": "gelu silu mish sigmoid tanh elu celu selu softplus hardswish hardsigmoid log_sigmoid_forward rrelu_with_noise "
-    "_prelu_kernel glu exp log erf sin cos hardshrink softshrink",
-    "relu": "relu relu6 threshold hardtanh leaky_relu clamp clamp_min clamp_max",
-    "dropout": "native_dropout _fused_dropout bernoulli rand rand_like randn randn_like randint randperm uniform normal exponential",
+    "_prelu_kernel glu exp log erf sin cos hardshrink softshrink coded_function",
+    "relu": "relu relu6 threshold hardtanh leaky_relu clamp clamp_min clamp_max masked_function positive_relu",
+    "dropout": "native_dropout _fused_dropout bernoulli rand rand_like randn randn_like randint randperm uniform normal "
+    "exponential masked_dropout",
     "max_pool": "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
-    "fractional_max_pool3d max_unpool2d max_unpool3d",
-    "avg_pool": "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d "
+    "fractional_max_pool3d max_unpool2d max_unpool3d coded_max_pool2d",
+    "avg_pool": "avg_pool2d avg_pool3d lean_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d "
+    "upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d",
     "embedding": "embedding _embedding_bag _embedding_bag_forward_only index_select",
@@ -67,21 +71,21 @@ _FORWARD = {
     "loss": "nll_loss_forward nll_loss2d_forward mse_loss smooth_l1_loss huber_loss binary_cross_entropy soft_margin_loss _ctc_loss "
     "multi_margin_loss multilabel_margin_loss_forward xlogy",
     "add": "add sub rsub add_relu foreach_add",
-    "mul": "mul div addcmul addcdiv lerp where square pow sqrt rsqrt reciprocal neg",
-    "mask": "sparsify pack_sparse divide_bins count_kept masked_weight mask_gradient",
+    "mul": "coded_mul mul div addcmul addcdiv lerp where square pow sqrt rsqrt reciprocal neg",
+    "mask": "sparsify pack_sparse divide_bins count_kept masked_weight mask_gradient quantize quantize_positive dequantize",
 }
 _BACKWARD = {
     "batch_norm": "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward batch_norm_backward "
-    "batch_norm_backward_reduce batch_norm_backward_elemt",
+    "batch_norm_backward_reduce batch_norm_backward_elemt blpa_norm_backward",
     "layer_norm": "native_layer_norm_backward native_group_norm_backward _fused_rms_norm_backward _weight_norm_interface_backward",
     "softmax": "_softmax_backward_data _log_softmax_backward_data _safe_softmax_backward_data",
     "activation": "gelu_backward silu_backward mish_backward sigmoid_backward tanh_backward elu_backward softplus_backward "
     "hardswish_backward hardsigmoid_backward log_sigmoid_backward rrelu_with_noise_backward _prelu_kernel_backward glu_backward "
     "hardshrink_backward softshrink_backward",
-    "relu": "threshold_backward hardtanh_backward leaky_relu_backward",
-    "dropout": "native_dropout_backward _masked_scale",
+    "relu": "threshold_backward hardtanh_backward leaky_relu_backward masked_gradient positive_gradient",
+    "dropout": "native_dropout_backward _masked_scale kept_scale",
     "max_pool": "max_pool2d_with_indices_backward max_pool3d_with_indices_backward adaptive_max_pool2d_backward "
-    "adaptive_max_pool3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward",
+    "adaptive_max_pool3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward max_pool2d_gradient",
     "avg_pool": "avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward "
     "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward upsample_linear1d_backward "
     "upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward _upsample_nearest_exact1d_backward "

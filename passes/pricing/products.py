@@ -51,6 +51,16 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
         return _product(
             split, arguments[0].reshape(-1, arguments[0].shape[-1]).shape, arguments[2].t().shape, arguments[0], arguments[2], "linear"
         )
+    if name == "coded_convolution":
+        x, _, _, _, w, _, *geometry = arguments
+        return _convolution(split, x, w, operation.output, geometry)
+    if name == "coded_linear":
+        x, w = arguments[0], arguments[9]
+        return _product(split, x.reshape(-1, x.shape[-1]).shape, w.t().shape, x, w, "linear")
+    if name == "coded_matmul":
+        return _matrices(split, arguments[0], arguments[4], fixed, operator)
+    if name == "coded_attention":
+        return attention(split.batch, *arguments[:3], causal=arguments[5], backward="fused")
     if name == "swat_einsum":
         return _einsum(split, arguments[0], arguments[2], arguments[3])
     if name in ("mm", "bmm", "mv", "dot", "vdot"):

@@ -253,7 +253,7 @@ class Emitter(Editor):
         return out, "keeps one bit for each element"
 
     def _dropout(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str]:
-        out = self.make.function(dropout, saver.x, saver.facts["p"], self.attribute(saver.facts["training"]))
+        out = self.make.function(dropout, saver.x, self.attribute(saver.facts["p"]), self.attribute(saver.facts["training"]))
         meta.write(out, site=spec.site, role="function")
         self.replace(node, out)
         return out, "keeps one bit for each element"

@@ -116,7 +116,7 @@ def _masked_module(name: str, low: str | None = None, high: str | None = None) -
 
 def _dropout_module(module: Any, node: fx.Node, x: Any, path: str) -> Saver:
     problem = "it drops in place" if module.inplace else None
-    return Saver(node=node, kind="dropout", x=x, facts={"p": module.p, "training": f"{path}.training"}, problem=problem)
+    return Saver(node=node, kind="dropout", x=x, facts={"p": f"{path}.p", "training": f"{path}.training"}, problem=problem)
 
 
 def _max_pool_module(module: Any, node: fx.Node, x: Any, path: str) -> Saver:
