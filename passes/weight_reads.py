@@ -12,6 +12,7 @@ from .masks.apply import apply_mask
 from .ops import OPS
 
 _SPARSE_READERS = (OPS.sparsify.default, apply_mask)
+_SWAT = (OPS.swat_convolution.default, OPS.swat_linear.default, OPS.swat_einsum.default)
 
 
 @dataclass
@@ -56,13 +57,18 @@ def _note_read(found: WeightReads, node: fx.Node, name: str, path: str) -> None:
     for user in node.users:
         if user.target in _SPARSE_READERS and user.args[0] is node:
             found.sparse.add(name)
-        elif not _only_measures(user):
+        elif not (_only_measures(user) or _only_remembers(user, node)):
             found.dense.setdefault(name, f"node {user.name!r} of graph {path or '(root)'}")
 
 
 def _only_measures(node: fx.Node) -> bool:
     """Whether it leads to thresholds alone."""
     return node.target == "detach" and all(user.target is OPS.refresh_threshold.default for user in node.users)
+
+
+def _only_remembers(contraction: fx.Node, weight: fx.Node) -> bool:
+    """Whether a SWAT contraction multiplies with another node, and is told the weight from which that one follows."""
+    return contraction.target in _SWAT and weight not in contraction.args[:3]
 
 
 def _note_module(found: WeightReads, module: nn.Module, path: str, forwards: Mapping[str, GraphForward]) -> None:
