@@ -54,7 +54,7 @@ def test_digits_accuracy_fails_when_a_margin_is_missed(tmp_path: Path) -> None:
 
 
 def test_train_saved_activations_keeps_less_and_learns(tmp_path: Path) -> None:
-    out = run("train_saved_activations.py", "--epochs", "3", "--width", "8", folder=tmp_path)
+    out = run("train_saved_activations.py", "--epochs", "6", "--width", "8", folder=tmp_path)
     rows = re.findall(r"([\d.]+) KiB kept for backward, test accuracy ([\d.]+) %", out)
     kept, accuracies = zip(*((float(kib), float(accuracy)) for kib, accuracy in rows), strict=True)
     assert kept[0] / kept[1] > 5
