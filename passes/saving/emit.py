@@ -18,9 +18,9 @@ from ..specs_saved import BitsSpec, BlpaSpec, Spec
 from .chains import Chains
 from .edit import Editor
 from .functions import attention, update_running
-from .liveness import Alive
+from .liveness import Alive, storage_of
 from .match import match
-from .saver import Saver
+from .saver import Saver, kept_in_full
 
 SCHEME = 4  # of pack_sparse's arguments
 SETTLE_EVERY = 8  # norms after which free memory goes back to the system
@@ -53,15 +53,31 @@ class Emitter(Editor):
         self.chains, self.alive = chains, alive
         self.codes: dict[fx.Node, Code] = {}
         self._norms = 0
+        self._counted: set[int] = set()
 
     def emit(self, node: fx.Node, spec: Spec) -> tuple[fx.Node, str, str] | None:
         """Rewrites a node. Returns what took its place, its kind, and what it keeps; None if nothing is to be done."""
         self.removed, self.rewired = [], []
         saver = match(self.gm, node)
         assert saver is not None
+        room = self._room(saver, spec)
         with self.make.before(node):
             made = self._emit(node, saver, spec)
-        return None if made is None else (made[0], saver.kind, made[1])
+        return None if made is None else (made[0], saver.kind, f"{made[1]}{room}")
+
+    def _room(self, saver: Saver, spec: Spec) -> str:
+        """What the node keeps at the example's sizes, before and after, as text; what another node keeps already is that one's."""
+        tensors = [saver.node] if saver.kind in ("dropout", "max_pool") else kept_in_full(saver)
+        new = {storage_of(tensor): value(tensor) for tensor in tensors if self.alive.reason(tensor) is None}
+        found = [new[storage] for storage in new if storage is not None and storage not in self._counted]
+        self._counted |= {storage for storage in new if storage is not None}
+        if not found or not all(isinstance(tensor.numel(), int) for tensor in found):
+            return ""
+        elements = sum(tensor.numel() for tensor in found)
+        before = sum(tensor.numel() * tensor.element_size() for tensor in found) + (8 * elements if saver.kind == "max_pool" else 0)
+        is_mask = saver.kind in ("masked", "dropout") and saver.node not in self.chains.positive
+        bits = 0 if saver.x in self.codes else 1 if is_mask else 4 if saver.kind == "max_pool" else spec.bits
+        return f" ({_bytes(before)} before, about {_bytes(elements * bits // 8)} now)"
 
     def _emit(self, node: fx.Node, saver: Saver, spec: Spec) -> tuple[fx.Node, str] | None:
         if saver.kind == "batch_norm":
@@ -301,6 +317,10 @@ def _set_scheme(node: fx.Node, scheme: str) -> None:
 def _is_one_threshold(node: Any) -> bool:
     """Whether a refresh_threshold node selects one threshold for its whole tensor."""
     return isinstance(node, fx.Node) and node.target is OPS.refresh_threshold.default and not node.args[7]
+
+
+def _bytes(count: int) -> str:
+    return next((f"{count / size:.3g} {unit}" for unit, size in (("MiB", 2**20), ("KiB", 2**10)) if count >= size), f"{count} B")
 
 
 def _rank(node: Any) -> int:

@@ -121,7 +121,7 @@ def test_changes_say_what_was_done_where_and_why() -> None:
     assert (first.site, first.graph, first.why) == ("weight", "", "SWAT selects weight")
     assert first.what == "linear with element weights at density 0.5, activations at 0.5 by tensor"
     names = {node.name for node in compiled.graphs[""].graph.nodes}
-    assert (relu.what, relu.why) == ("masked: keeps one bit for each element", "SWAT keeps its output sparse")
+    assert (relu.what, relu.why) == ("masked: keeps one bit for each element (48 B before, about 1 B now)", "SWAT keeps its output sparse")
     for change in (first, second, relu):
         assert {change.node, *change.added, *change.rewired} <= names | set(relu.removed)
         assert not set(change.removed) & names
