@@ -56,6 +56,7 @@ def lower(module: nn.Module, form: CallForm, *, opset: int | None, model: str) -
         except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
             raise ExportError(_conversion_problem(exported, error, model)) from error
         found = program.model
+        _name_batch(found)
         tensors = _tensors(module)
         merged = tidy(found, tensors, [name for name, tensor in tensors.items() if tensor.dim() == 1])
     return Lowered(found, dynamic, merged)
@@ -86,6 +87,20 @@ def _captured(module: nn.Module, form: CallForm, model: str) -> tuple[torch.expo
         "A graph can hold no branch on data, and nothing that Python alone does; rewrite that place (torch.where, torch.cond), or export "
         "the part of the model around it"
     ) from first
+
+
+def _name_batch(model: Any) -> None:
+    """Calls the free size of the inputs by its name; torch's exporter gives it the number of a symbol."""
+    import onnx_ir as ir
+
+    free = [str(dim.value) for value in model.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)]
+    if not free or len(set(free)) > 1:
+        return
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            named = [re.sub(rf"\b{free[0]}\b", BATCH, str(d.value)) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            value.shape = ir.Shape(named)
 
 
 def _by_argument(module: nn.Module, form: CallForm, batch: Any) -> Any:

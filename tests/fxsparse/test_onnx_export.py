@@ -140,6 +140,14 @@ def _compiled(policy: Any = None) -> fxs.CompiledModel:
     return fxs.compile(_awake(Net()), policy or fxs.SWAT(weight_sparsity=0.9), INPUT)
 
 
+def test_the_free_size_is_called_batch(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    _compiled().export_onnx(path)
+    graph = onnx.load(path).graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
 def test_weights_of_the_file_are_those_of_the_eager_rule_bit_for_bit(tmp_path: Path) -> None:
     compiled = _compiled()
     compiled.export_onnx(tmp_path / "net.onnx")
