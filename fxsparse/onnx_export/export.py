@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def export_onnx(
     candidates = _candidates(shrunk.module)
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
     zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
-    budget = limit // 2 if proto.ByteSize() > limit else None
+    budget = limit // 2 if _exceeds(values.values(), proto, limit) else None
     stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
     tables = share_tables(proto, model, final.sites, names, stored) if place is not None and not keep_nodes else {}
     if keep_nodes:
@@ -136,6 +136,12 @@ def _initializers(model: CompiledModel, final: Finalized, proto: Any) -> dict[st
         if own:
             found[name] = own[0]
     return found
+
+
+def _exceeds(weights: Iterable[Any], proto: Any, limit: int) -> bool:
+    """Whether a file is larger than a limit; the whole is only measured, which takes as long as writing it, where the weights come near."""
+    size = sum(len(tensor.raw_data) for tensor in weights)
+    return size > limit or bool(size > limit // 2 and proto.ByteSize() > limit)
 
 
 def _candidates(module: nn.Module) -> dict[str, int]:

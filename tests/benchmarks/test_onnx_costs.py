@@ -14,6 +14,7 @@ import torchvision
 
 import fxsparse as fxs
 
+from ..transformer_models import gpt2_small_like
 from .timing import interleaved, table
 
 ort = pytest.importorskip("onnxruntime")
@@ -41,7 +42,7 @@ def test_bytes_of_resnet50_against_torchs_dense_export(sparsity: float, most: fl
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["resnet50", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "swin_t"])
 def test_time_of_an_export_against_torchs_own(name: str, tmp_path: Path) -> None:
     model = torchvision.models.get_model(name, weights=None)
     compiled = fxs.compile(copy.deepcopy(model), fxs.SWAT(weight_sparsity=0.9), INPUT)
@@ -54,6 +55,26 @@ def test_time_of_an_export_against_torchs_own(name: str, tmp_path: Path) -> None
         warmup=1,
     )
     print("\n" + table(name, medians, "torch.onnx.export, dense"))
+    assert medians["export_onnx, 90 % sparse"] < 1.3 * medians["torch.onnx.export, dense"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_time_of_an_export_of_gpt2_against_torchs_own(tmp_path: Path) -> None:
+    model, tokens = gpt2_small_like().eval(), torch.randint(0, 50257, (2, 64))
+    compiled = fxs.compile(copy.deepcopy(model), "swat-u-90", (tokens,)).eval()
+    shapes = ({0: torch.export.Dim.AUTO},)
+    path = tmp_path / "dense.onnx"
+    medians = interleaved(
+        {
+            "torch.onnx.export, dense": lambda: torch.onnx.export(
+                model, (tokens,), path, dynamo=True, verbose=False, dynamic_shapes=shapes
+            ),
+            "export_onnx, 90 % sparse": lambda: compiled.export_onnx(tmp_path / "sparse.onnx"),
+        },
+        rounds=3,
+        warmup=1,
+    )
+    print("\n" + table("GPT-2-small-like", medians, "torch.onnx.export, dense"))
     assert medians["export_onnx, 90 % sparse"] < 1.3 * medians["torch.onnx.export, dense"]
 
 
