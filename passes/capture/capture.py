@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxsparse.errors import TraceError
 
+from .by_example import ByExample
 from .clone import clone_modules, is_lazy
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, GraphForward, Variant
@@ -90,8 +91,10 @@ class _Capturer:
         self.example = example
         self.twin = FakeTwin(root)
         self._probe: FakeTwin | None = None
+        self.by_example = ByExample(self.twin, self.probe_twin)
         self.calls: dict[str, Arguments] = {}
         self.left: dict[str, str] = {}
+        self.unrecorded: dict[str, str] = {}
         self.apart: set[str] = set()
         self.result = Capture(root=root, has_example=example is not None)
 
@@ -106,15 +109,36 @@ class _Capturer:
         return self.result
 
     def _whole(self, module: nn.Module, path: str, example: Arguments | None) -> None:
-        """Captures a module as a graph, or else its children."""
+        """Captures a module as a graph: traced, or else recorded; if neither is right, its children."""
         try:
             variants = self._variants(module, path, example)
         except Refused as refusal:
             self.left[path] = str(refusal)
-            if example is not None:
-                self._record_calls(path, example)
-            self._children(module, path)
+            self._recorded(module, path, example)
             return
+        self._accept(module, path, variants)
+
+    def _recorded(self, module: nn.Module, path: str, example: Arguments | None) -> None:
+        """Captures a module that cannot be traced: recorded by example, or else its children."""
+        if example is not None and not is_composite(module) and "forward" not in module.__dict__:
+            try:
+                found = self.by_example.capture(module, path, example)
+            except Refused as refusal:
+                self.unrecorded[path] = str(refusal)
+            else:
+                del self.left[path]
+                self.left.update({_join(path, name): reason for name, reason in found.left.items()})
+                self.unrecorded.update({_join(path, name): reason for name, reason in found.left.items()})
+                self.apart |= {_join(path, name) for name in found.apart}
+                for name, call in found.calls.items():
+                    self.calls.setdefault(name, call)
+                self._accept(module, path, found.variants)
+                return
+        if example is not None:
+            self._record_calls(path, example)
+        self._children(module, path)
+
+    def _accept(self, module: nn.Module, path: str, variants: list[Variant]) -> None:
         self.result.forwards[path] = GraphForward(module, path, variants)
         if is_composite(module):
             self.result.composites.add(path)
@@ -130,6 +154,8 @@ class _Capturer:
             return
         if is_composite(module) or path in self.apart:
             self._whole(module, path, self.calls.get(path))
+        elif path in self.left and path not in self.unrecorded:
+            self._recorded(module, path, self.calls.get(path))
         elif path in self.left:
             self._children(module, path)
         elif not isinstance(module, CONTRACTION_MODULES):

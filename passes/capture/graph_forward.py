@@ -25,12 +25,18 @@ class Facts:
         ranks: number of dimensions of each input.
         shapes: each input's sizes after the first. dtypes: each input's dtype.
         training: ``training`` flags, by path from the module, on which Python branched.
+        sizes: each input's exact size; None in the first place stands for the number of samples, which is the same in all
+            inputs and at least ``least``.
+        parameter: a parameter's path and dtype, for Python that read it.
     """
 
     ranks: tuple[int, ...] | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     training: tuple[tuple[str, bool], ...] = ()
+    sizes: tuple[tuple[int | None, ...], ...] | None = None
+    least: int = 0
+    parameter: tuple[str, torch.dtype] | None = None
 
     def hold(self, owner: nn.Module, tensors: tuple[torch.Tensor, ...]) -> bool:
         """Whether they are true of this call."""
@@ -40,7 +46,28 @@ class Facts:
             return False
         if self.dtypes is not None and self.dtypes != tuple([tensor.dtype for tensor in tensors]):
             return False
+        if self.parameter is not None and owner.get_parameter(self.parameter[0]).dtype != self.parameter[1]:
+            return False
+        if self.sizes is not None and not self._sizes_hold(self.sizes, tensors):
+            return False
         return self.shapes is None or self.shapes == tuple([tuple(tensor.shape[1:]) for tensor in tensors])
+
+    def _sizes_hold(self, sizes: tuple[tuple[int | None, ...], ...], tensors: tuple[torch.Tensor, ...]) -> bool:
+        samples = None
+        for tensor, wanted in zip(tensors, sizes, strict=True):
+            shape = tensor.shape
+            if len(shape) != len(wanted) or tuple(shape[1:]) != wanted[1:]:
+                return False
+            if not wanted:
+                continue
+            if wanted[0] is not None:
+                if shape[0] != wanted[0]:
+                    return False
+            elif samples is None:
+                samples = shape[0]
+            elif samples != shape[0]:
+                return False
+        return samples is None or samples >= self.least
 
 
 class Variant:

@@ -57,14 +57,14 @@ _FACTORIES = frozenset(
     ]
 )
 _GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr"})
-_CHANGES_SETTING = (
+CHANGES_SETTING = (
     "it changes a global setting of torch inside its forward (grad mode, autocast, default dtype, attention kernels, saved-tensor hooks)"
 )
 _LAYOUT_READINGS = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared"})
 _DTYPE_READINGS = frozenset(
     ["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"]
 )
-_UNKNOWABLE = (
+UNKNOWABLE = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
     torch._subclasses.fake_tensor.UnsupportedOperatorException,
@@ -183,7 +183,7 @@ class CaptureTracer(fx.Tracer):
     def _require_safe(self, frame: types.FrameType) -> None:
         """Refuses if the code of the module that is running, which ``frame`` belongs to, must keep its Python."""
         if ambient_state() != self._ambient:
-            self.refuse(_CHANGES_SETTING)
+            self.refuse(CHANGES_SETTING)
         reason = unsafe_caller(frame, _BOUNDARIES)
         if reason is not None:
             self.refuse(reason)
@@ -204,7 +204,7 @@ class CaptureTracer(fx.Tracer):
                         for path, call in calls.items():
                             self.calls.setdefault(path, call)
             return self.twin.run(node.op, target, args, kwargs)
-        except _UNKNOWABLE:
+        except UNKNOWABLE:
             return UNKNOWN
         except Exception as error:
             self.misfit = self.misfit or (node, error)
@@ -262,10 +262,7 @@ class CaptureTracer(fx.Tracer):
     # Modules
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, torch.jit.ScriptModule):
-            return True
-        is_torchs = m.__module__.startswith(("torch.nn", "torch.ao.nn"))
-        return is_torchs and not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+        return is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
@@ -320,7 +317,7 @@ class CaptureTracer(fx.Tracer):
         if changed is not None:
             return f"it writes its attribute {changed!r} in forward"
         if ambient_state() != self._ambient:
-            return _CHANGES_SETTING
+            return CHANGES_SETTING
         return "it draws random numbers in Python" if randomness.drawn() else None
 
     def _erase_after(self, last: fx.Node | None) -> None:
@@ -439,6 +436,14 @@ class _FactoryMode(TorchFunctionMode):
 def _python_modules(root: nn.Module) -> list[nn.Module]:
     """The modules of a tree whose attributes Python can write."""
     return [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one call in the graph of the module around it: torch's own layers, and TorchScript."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    is_torchs = module.__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return is_torchs and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .clone import is_plain_object
 
@@ -139,7 +140,7 @@ def _asks_type_of_proxy(frame: types.FrameType) -> bool:
     """Whether a function calls ``type`` on one of its variables that is a proxy now; nothing can answer that truly."""
     if "type" not in frame.f_code.co_names:
         return False
-    return any(isinstance(frame.f_locals.get(name), fx.Proxy) for name in _names_whose_type_is_asked(frame.f_code))
+    return any(isinstance(frame.f_locals.get(name), (fx.Proxy, FakeTensor)) for name in _names_whose_type_is_asked(frame.f_code))
 
 
 @lru_cache(maxsize=4096)
@@ -173,10 +174,10 @@ def _source_tree(code: types.CodeType) -> tuple[ast.AST, int]:
 
 @lru_cache(maxsize=4096)
 def _guarded_lines(code: types.CodeType) -> tuple[tuple[int, int], ...]:
-    """Line ranges of the try bodies with handlers in a function's source; empty if there is none, or no source."""
+    """Line ranges of the try bodies with handlers that go on, and do not raise again, in a function's source; empty if there is none, or no source."""
     tree, start = _source_tree(code)
     return tuple(
         (start + node.body[0].lineno - 1, start + (node.body[-1].end_lineno or 0) - 1)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Try) and node.handlers
+        if isinstance(node, ast.Try) and any(not isinstance(handler.body[-1], ast.Raise) for handler in node.handlers)
     )

@@ -1,0 +1,69 @@
+"""Judges models one by one, each in a process of its own with a time limit: ``python -m tests.zoo.run transformers [names]``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .judge import Verdict, judge, short
+
+SUITES = ("torchvision", "timm", "transformers", "others")
+SECONDS = 240
+
+
+def child(suite: str, name: str, pipe: Any) -> None:
+    """One model, in a process of its own."""
+    models = importlib.import_module(f".{suite}_models", __package__)
+    try:
+        verdict = judge(name, models.MODELS[name])
+    except Exception as error:  # the model cannot be built, or fails by itself
+        verdict = Verdict(name, error=f"not built: {short(error)}")
+    pipe.send(asdict(verdict))
+
+
+def judged(suite: str, name: str) -> dict[str, Any]:
+    """The verdict on one model of a suite."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(suite, name, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv() if ours.poll(SECONDS) else asdict(Verdict(name, error=f"longer than {SECONDS} s"))
+    except EOFError:
+        found = asdict(Verdict(name, error=f"its process died ({process.exitcode})"))
+    process.kill()
+    process.join()
+    return found
+
+
+def main(suite: str, *names: str) -> None:
+    models = importlib.import_module(f".{suite}_models", __package__)
+    where = Path(os.environ.get("ZOO_RESULTS", f"/tmp/zoo_{suite}.jsonl"))
+    with where.open("a") as file:
+        for name in names or models.MODELS:
+            found = judged(suite, name)
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            print(line(found), flush=True)
+
+
+def line(v: dict[str, Any]) -> str:
+    if v["error"]:
+        return f"{v['name']:28s} ERROR {v['error']}"
+    bad = [f"{key}: {v[key]}" for key, good in (("equal_in_training", "equal"), ("equal_in_evaluation", "equal"), ("step", "ok"),
+                                                   ("copied", "ok"), ("missing_sites", [])) if v[key] != good]  # fmt: skip
+    return (
+        f"{v['name']:28s} {v['graphs']:3d} graphs {len(v['left']):3d} left share {v['share'] if v['share'] is None else round(v['share'], 3)} "
+        f"compile {v['compile_seconds']:.2f} s eager {v['eager_seconds']:.3f} s  {'; '.join(bad) or 'ok'}"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
