@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxsparse.passes.capture.rebuild import tensors_in
 from fxsparse.passes.capture.watch import RandomWatch
 from fxsparse.passes.state import STATE
 
@@ -110,7 +111,7 @@ def _run(model: nn.Module, arguments: tuple[Any, Any], train: bool) -> dict[str,
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, fresh, arguments)
     with torch.enable_grad():
-        outputs = pytree.tree_leaves(model(*args, **kwargs))
+        outputs = _leaves(model(*args, **kwargs))
         learning = [out for out in outputs if isinstance(out, torch.Tensor) and out.requires_grad]
         if learning:
             torch.autograd.backward([_weighted_sum(out) for out in learning])
@@ -118,6 +119,15 @@ def _run(model: nn.Module, arguments: tuple[Any, Any], train: bool) -> dict[str,
     found |= {f"grad of input {i}": leaf.grad for i, leaf in enumerate(inputs)}
     found |= {f"grad {name}": parameter.grad for name, parameter in model.named_parameters()}
     found |= {f"buffer {name}": buffer for name, buffer in model.named_buffers() if not name.startswith(f"{STATE}.")}
+    return found
+
+
+def _leaves(output: Any) -> list[Any]:
+    """Everything in a model's output; of an object of a foreign class (a cache, say) its class and its tensors."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(output):
+        inner = [] if isinstance(leaf, torch.Tensor) else tensors_in(leaf)
+        found += [type(leaf), *inner] if inner else [leaf]
     return found
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.annotate_cost import annotate_cost, example_batch_of
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
-from fxsparse.passes.capture.capture import Capture, capture, capture_variant, leaving_no_trace
+from fxsparse.passes.capture.capture import Capture, capture, capture_parts, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.compress_saved import CompressSaved
@@ -163,6 +163,30 @@ class Rewriter:
         variant = capture_variant(owner, path, example)
         self._passes(path, variant, variant.graph_module, None)
         return variant
+
+
+    def in_parts(self, owner: nn.Module, path: str, example: Arguments, error: TraceError) -> nn.Module:
+        """A copy of a module that keeps its Python, with rewritten graphs for its children.
+
+        Raises: the error if a weight that is rewritten is read by Python that stays.
+        """
+        captured = capture_parts(owner, example)
+        planned = {*self.specs, *self.masks}
+        for left in captured.left:
+            own = captured.root.get_submodule(left).named_parameters(prefix=left, recurse=False)
+            if any(self.names.get(f"{path}.{name}" if path else name) in planned for name, _ in own):
+                raise error
+        rewritten = set()
+        for inner, variant, gm in graphs_in_order(captured):
+            forward = captured.forwards[inner]
+            forward.owner.__dict__[STATE] = self.state
+            full = f"{path}.{inner}" if path and inner else path or inner
+            if any(result.changes for result in self._passes(full, forward.variants[variant], gm, None)):
+                rewritten.add(inner)
+        install(captured, rewritten, self)
+        for inner, forward in captured.forwards.items():
+            forward.path = f"{path}.{inner}" if path and inner else path or inner
+        return captured.root
 
 
 def install(captured: Capture, rewritten: set[str], rewriter: Rewriter) -> None:

@@ -14,6 +14,8 @@ from torch import fx
 
 from fxsparse.errors import FxSparseError
 
+from .capture.rebuild import Template
+
 _NAMESPACES: dict[str, Any] = {
     "torch": torch,
     "torch.nn.functional": torch.nn.functional,
@@ -72,7 +74,7 @@ def freeze(graph: fx.Graph) -> FrozenGraph:
             FrozenNode(
                 node.op,
                 node.name,
-                _path_of(node) if node.op == "call_function" else node.target,
+                node.target if node.op != "call_function" or isinstance(node.target, Template) else _path_of(node),
                 referenced(node.args),
                 referenced(node.kwargs),
                 node.meta.get("custom"),
@@ -104,7 +106,7 @@ def thaw(frozen: FrozenGraph | fx.Graph) -> fx.Graph:
         return arguments
 
     for item in frozen.nodes:
-        target = _resolve(item.target) if item.op == "call_function" else item.target
+        target = _resolve(item.target) if item.op == "call_function" and isinstance(item.target, tuple) else item.target
         node = graph.create_node(item.op, target, resolved(item.args), resolved(item.kwargs), item.name)
         if item.custom is not None:
             node.meta["custom"] = item.custom

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, Variant
@@ -93,9 +94,10 @@ class ByExample:
         signature = CallSignature(type(module).forward, example)
         if not all(isinstance(tensor, torch.Tensor) for tensor in signature.tensors_of_example()):
             raise Refused("the form of its call is not known")
-        inputs = [self._fresh(self.twin, tensor) for tensor in signature.tensors_of_example()]
-        recording = Recorder(self.twin, path, own_python).record(signature, inputs, type(module).forward)
-        is_open, least = self._open(recording, signature, module, path, own_python, inputs)
+        call = self._fresh_call(self.twin, example)
+        inputs = signature.tensors(*call)
+        recording = Recorder(self.twin, path, own_python).record(signature, call, type(module).forward)
+        is_open, least = self._open(recording, signature, module, path, own_python, inputs, example)
         first = next((name for name, parameter in module.named_parameters() if parameter.is_floating_point()), None)
         facts = Facts(
             dtypes=tuple(tensor.dtype for tensor in inputs),
@@ -109,14 +111,22 @@ class ByExample:
         return Variant(module, recording.graph, signature, facts), recording
 
     def _open(
-        self, recording: Recording, signature: CallSignature, module: nn.Module, path: str, own_python: set[str], inputs: list[torch.Tensor]
+        self,
+        recording: Recording,
+        signature: CallSignature,
+        module: nn.Module,
+        path: str,
+        own_python: set[str],
+        inputs: tuple[torch.Tensor, ...],
+        example: Arguments,
     ) -> tuple[list[bool], int]:
         """Which inputs have the samples in their first dimension, and the least number of them that the graph is right for."""
         closed = [False] * len(inputs)
         if not inputs:
             return closed, 0
         probe = self.probe()
-        others = [self._fresh(probe, tensor) for tensor in signature.tensors_of_example()]
+        call = self._fresh_call(probe, example)
+        others = signature.tensors(*call)
         moves = [a.shape != b.shape for a, b in zip(inputs, others, strict=True)]
         if not any(moves):
             return closed, 0
@@ -126,13 +136,25 @@ class ByExample:
             if not isinstance(own, torch.jit.ScriptModule):
                 other.training = own.training
         try:
-            again = Recorder(probe, path, own_python, like=recording, batch=sizes[1]).record(signature, others, type(module).forward)
+            again = Recorder(probe, path, own_python, like=recording, batch=sizes[1]).record(signature, call, type(module).forward)
             if again.batch_read:
                 return closed, 0
             opened(recording.graph, again.graph, sizes, source)
         except (Diverged, Refused):
             return closed, 0
         return moves, min(2, sizes[0])
+
+    def _fresh_call(self, twin: FakeTwin, example: Arguments) -> Arguments:
+        """The example's call with fake tensors; what is one tensor there is one here."""
+        made: dict[int, torch.Tensor] = {}
+
+        def fresh(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in made:
+                made[id(tensor)] = self._fresh(twin, tensor)
+            return made[id(tensor)]
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, fresh, example)
+        return tuple(args), dict(kwargs)
 
     @staticmethod
     def _fresh(twin: FakeTwin, tensor: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,10 @@ from .graph_forward import Facts, GraphForward, Variant
 from .proxies import Refused
 from .recipes import RECIPES, is_composite
 from .signature import Arguments, CallSignature, Mismatch
-from .tracer import CaptureTracer
+from .tracer import CaptureTracer, OutOfPatience
 from .watch import RandomWatch
 
+_PATIENCE = 3  # parts that cannot be traced, before the whole is rather recorded
 CONTRACTION_MODULES = (
     nn.Conv1d,
     nn.Conv2d,
@@ -72,17 +73,44 @@ def capture_variant(owner: nn.Module, path: str, example: Arguments) -> Variant:
         TraceError: this form of the call cannot be captured.
     """
     owner_copy = clone_modules(owner)
-    owner_copy.__dict__.pop("forward", None)
+    forward = owner_copy.__dict__.pop("forward", None)
+    known = {str(node.target) for variant in getattr(forward, "variants", ()) for node in variant.graph_module.graph.nodes}
     capturer = _Capturer(owner_copy, None)
     try:
         with leaving_no_trace():
-            graph, signature, facts = capturer.trace(owner_copy, "", example)
+            try:
+                graph, signature, facts = capturer.trace(owner_copy, "", example, _PATIENCE)
+            except (Refused, OutOfPatience):
+                return _recorded_variant(owner, path, capturer, example, known)
     except Refused as refusal:
         raise TraceError(f"module {path!r} cannot be captured for a call of this form: {refusal}") from None
     if capturer.left.keys() - {name for name, module in owner.named_modules() if "forward" in module.__dict__}:
         raise TraceError(f"module {path!r} cannot be captured for a call of this form: parts of it would keep their Python")
     signature.forget_example()
     return Variant(owner, graph, signature, facts)
+
+
+def capture_parts(owner: nn.Module, example: Arguments) -> Capture:
+    """A copy of a captured module that keeps its own Python, with its children captured; it shares parameters and buffers for good."""
+    owner_copy = clone_modules(owner)
+    owner_copy.__dict__.pop("forward", None)
+    for module, copied in zip(owner.modules(), owner_copy.modules(), strict=True):
+        if not isinstance(module, torch.jit.ScriptModule):
+            copied.__dict__["_parameters"], copied.__dict__["_buffers"] = module._parameters, module._buffers
+    capturer = _Capturer(owner_copy, example)
+    with leaving_no_trace():
+        capturer.left[""] = "its call has a form that no graph can be made for"
+        capturer._in_parts(owner_copy, "", example)
+    capturer.result.left = capturer.left
+    return capturer.result
+
+
+def _recorded_variant(owner: nn.Module, path: str, capturer: _Capturer, example: Arguments, known: set[str]) -> Variant:
+    found = capturer.by_example.capture(capturer.root, "", example, both_modes=False)
+    if found.left.keys() - known:
+        raise Refused("parts of it would keep their Python")
+    variant = found.variants[0]
+    return Variant(owner, variant.graph_module.graph, variant.signature, variant.facts)
 
 
 class _Capturer:
@@ -110,30 +138,42 @@ class _Capturer:
 
     def _whole(self, module: nn.Module, path: str, example: Arguments | None) -> None:
         """Captures a module as a graph: traced, or else recorded; if neither is right, its children."""
+        if isinstance(module.__dict__.get("forward"), GraphForward):
+            return  # of a copy whose parts run graphs already
         try:
-            variants = self._variants(module, path, example)
+            try:
+                variants = self._variants(module, path, example, None if example is None else _PATIENCE)
+            except OutOfPatience:
+                if self._recorded(module, path, example):
+                    return
+                variants = self._variants(module, path, example)
         except Refused as refusal:
             self.left[path] = str(refusal)
-            self._recorded(module, path, example)
+            if path in self.unrecorded or not self._recorded(module, path, example):
+                self._in_parts(module, path, example)
             return
         self._accept(module, path, variants)
 
-    def _recorded(self, module: nn.Module, path: str, example: Arguments | None) -> None:
-        """Captures a module that cannot be traced: recorded by example, or else its children."""
-        if example is not None and not is_composite(module) and "forward" not in module.__dict__:
-            try:
-                found = self.by_example.capture(module, path, example)
-            except Refused as refusal:
-                self.unrecorded[path] = str(refusal)
-            else:
-                del self.left[path]
-                self.left.update({_join(path, name): reason for name, reason in found.left.items()})
-                self.unrecorded.update({_join(path, name): reason for name, reason in found.left.items()})
-                self.apart |= {_join(path, name) for name in found.apart}
-                for name, call in found.calls.items():
-                    self.calls.setdefault(name, call)
-                self._accept(module, path, found.variants)
-                return
+    def _recorded(self, module: nn.Module, path: str, example: Arguments | None) -> bool:
+        """Records a module that cannot be traced, by example. Returns whether that is right."""
+        if example is None or is_composite(module) or "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
+            return False
+        try:
+            found = self.by_example.capture(module, path, example)
+        except Refused as refusal:
+            self.unrecorded[path] = str(refusal)
+            return False
+        self.left.pop(path, None)
+        for name, reason in found.left.items():
+            self.left[_join(path, name)] = self.unrecorded[_join(path, name)] = reason
+        self.apart |= {_join(path, name) for name in found.apart}
+        for name, call in found.calls.items():
+            self.calls.setdefault(name, call)
+        self._accept(module, path, found.variants)
+        return True
+
+    def _in_parts(self, module: nn.Module, path: str, example: Arguments | None) -> None:
+        """Leaves a module its Python, and captures its children."""
         if example is not None:
             self._record_calls(path, example)
         self._children(module, path)
@@ -155,7 +195,8 @@ class _Capturer:
         if is_composite(module) or path in self.apart:
             self._whole(module, path, self.calls.get(path))
         elif path in self.left and path not in self.unrecorded:
-            self._recorded(module, path, self.calls.get(path))
+            if not self._recorded(module, path, self.calls.get(path)):
+                self._in_parts(module, path, self.calls.get(path))
         elif path in self.left:
             self._children(module, path)
         elif not isinstance(module, CONTRACTION_MODULES):
@@ -177,8 +218,8 @@ class _Capturer:
             elif any(True for _ in child.parameters()) and not below_leaf:
                 self._whole(child, below, self.calls.get(below))
 
-    def _variants(self, module: nn.Module, path: str, example: Arguments | None) -> list[Variant]:
-        graph, signature, facts = self.trace(module, path, example)
+    def _variants(self, module: nn.Module, path: str, example: Arguments | None, patience: int | None = None) -> list[Variant]:
+        graph, signature, facts = self.trace(module, path, example, patience)
         variants = [Variant(module, graph, signature, facts)]
         if facts.training:
             parts = [module.get_submodule(name) for name, _ in facts.training]
@@ -196,7 +237,9 @@ class _Capturer:
             variant.signature.forget_example()
         return variants
 
-    def trace(self, module: nn.Module, path: str, example: Arguments | None) -> tuple[fx.Graph, CallSignature, Facts]:
+    def trace(
+        self, module: nn.Module, path: str, example: Arguments | None, patience: int | None = None
+    ) -> tuple[fx.Graph, CallSignature, Facts]:
         if "forward" in module.__dict__:
             raise Refused("its forward was replaced on the instance")
         if isinstance(module, torch.jit.ScriptModule):
@@ -206,7 +249,7 @@ class _Capturer:
             signature = CallSignature(forward, example)
         except Mismatch as mismatch:
             raise TraceError(f"the example inputs do not fit {_described(module, path)}: {mismatch}") from None
-        tracer = CaptureTracer(path, self.twin, self.probe_twin, signature)
+        tracer = CaptureTracer(path, self.twin, self.probe_twin, signature, patience)
         graph = tracer.trace(module)
         if tracer.misfit is not None:
             self._explain(tracer.misfit, module, path, example)
@@ -238,6 +281,8 @@ class _Capturer:
             with self.twin.mode:
                 (self.twin.modules[path] if path else self.twin.root)(*args, **kwargs)
         except Exception:
+            if self._really_runs():
+                return
             where = f"{node.target!r}" if node.op == "call_module" else f"{node.name!r}"
             shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
             message = (str(error).strip().splitlines() or ["no message"])[0]
@@ -245,6 +290,22 @@ class _Capturer:
                 f"the example inputs {shapes} do not fit {_described(module, path)}: at {where}: {message}; "
                 "pass inputs of the shapes and dtypes that the model is trained with"
             ) from None
+
+    def _really_runs(self) -> bool:
+        """Whether a copy of the model takes the example after all: some models take another way on fake tensors."""
+        if self.example is None:
+            return False
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().clone() if not isinstance(tensor, nn.Parameter) else tensor
+
+        try:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, own, self.example)
+            with torch.no_grad():
+                clone_modules(self.root, own)(*args, **kwargs)
+        except Exception:
+            return False
+        return True
 
     def _record_calls(self, path: str, example: Arguments) -> None:
         """Runs a module's own Python on fake tensors, to learn how it calls its children."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -98,7 +97,12 @@ class Variant:
         self.graph_module = fx.GraphModule(owner, thaw(self._graph), class_name=f"{type(owner).__name__}Graph")
 
 
-Recapture = Callable[[nn.Module, str, Arguments], Variant]
+class Recapture(Protocol):
+    """Makes what a call of another form needs: a graph, or else a copy of the module that runs the graphs of its children."""
+
+    def __call__(self, owner: nn.Module, path: str, example: Arguments) -> Variant: ...
+
+    def in_parts(self, owner: nn.Module, path: str, example: Arguments, error: TraceError) -> nn.Module: ...
 
 
 class GraphForward:
@@ -117,6 +121,10 @@ class GraphForward:
         self.variants = variants
         self.recapture = recapture
         self.exact = False
+        self._parts: nn.Module | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner = self.owner
@@ -129,11 +137,26 @@ class GraphForward:
             tensors = variant.tensors(owner, args, kwargs)
             if tensors is None:
                 raise TraceError(f"the graph captured for this call of {self._name()} does not accept the call itself")
-        except TraceError:
+        except TraceError as error:
             if self.exact:
                 return type(owner).forward(owner, *args, **kwargs)
-            raise
+            return self._in_parts(error, args, kwargs)
         return type(variant.graph_module).forward(owner, *tensors)
+
+    def _in_parts(self, error: TraceError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own Python, which calls the graphs of its children.
+
+        Raises: the error if something that was rewritten is not in any child.
+        """
+        owner = self.owner
+        if self._parts is None:
+            if self.recapture is None:
+                raise error
+            self._parts = self.recapture.in_parts(owner, self.path, (args, kwargs), error)
+        for module, copied in zip(owner.modules(), self._parts.modules(), strict=True):
+            if copied.training != module.training:
+                copied.training = module.training
+        return type(owner).forward(self._parts, *args, **kwargs)
 
     def current(self) -> fx.GraphModule:
         """The graph for the module's present mode; the first captured one if the mode decides nothing."""

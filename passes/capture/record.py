@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
@@ -35,8 +36,8 @@ from .guarded_calls import guarded_calls
 from .proxies import Refused
 from .readings import BatchSize, Reading, read_of
 from .rebuild import Template, constructor_of, parts_of, tensors_in
-from .signature import CallSignature
-from .tracer import CHANGES_SETTING, UNKNOWABLE, has_hooks, is_leaf
+from .signature import Arguments, CallSignature
+from .tracer import CHANGES_SETTING, UNKNOWABLE, has_hooks, is_leaf, reserve_self
 from .watch import StateWatch, ambient_state, unsafe_caller
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format, type(...), type)
@@ -91,6 +92,7 @@ class Recorder(TorchFunctionMode):
         self.own_python = own_python
         self.batch = batch
         self.graph = fx.Graph()
+        reserve_self(self.graph)
         self.found = Recording(self.graph)
         self.paths: dict[nn.Module, str] = {}
         for name, module in self.root.named_modules():
@@ -107,8 +109,8 @@ class Recorder(TorchFunctionMode):
 
     # The whole
 
-    def record(self, signature: CallSignature, tensors: list[torch.Tensor], forward: Callable[..., Any]) -> Recording:
-        """Runs ``forward`` on fake tensors.
+    def record(self, signature: CallSignature, call: Arguments, forward: Callable[..., Any]) -> Recording:
+        """Runs ``forward`` on the call's fake tensors.
 
         Raises:
             Culprit: the module, or one below it, does what no graph can replay.
@@ -123,7 +125,7 @@ class Recorder(TorchFunctionMode):
         self._random = _python_random()
         try:
             with self.twin.mode, guarded_calls(self.refuse, lambda: self._off > 0), self._module_calls():
-                self._run(signature, tensors, forward)
+                self._run(signature, call, forward)
             reason = self._poison or self._side_effect(self.root) or _written(state)
         except Diverged:
             raise
@@ -139,14 +141,15 @@ class Recorder(TorchFunctionMode):
             raise Culprit(reason, self._stack[-1])
         return self.found
 
-    def _run(self, signature: CallSignature, tensors: list[torch.Tensor], forward: Callable[..., Any]) -> None:
+    def _run(self, signature: CallSignature, call: Arguments, forward: Callable[..., Any]) -> None:
+        tensors = signature.tensors(*call)
         for name, tensor in zip(signature.tensor_names, tensors, strict=True):
             node = self._emit("placeholder", name, (), {})
             self._bind(tensor, node)
             node.meta["val"] = tensor
             if self._device is None:
                 self._device = (tensor.device, node)
-        args, kwargs = signature.arguments(tuple(tensors))
+        args, kwargs = call
         for leaf in leaves_of((args, kwargs)):
             if not isinstance(leaf, (torch.Tensor, *_PLAIN, torch.device)) and not is_constant(leaf):
                 self.refuse(f"it is given an object of type {type(leaf).__name__}, which may change from call to call")
@@ -217,6 +220,9 @@ class Recorder(TorchFunctionMode):
             return {key: self._argument(item) for key, item in value.items()}
         if isinstance(value, range):
             return list(value)
+        for kind in (bool, int, float, complex, str):
+            if isinstance(value, kind):
+                return value if type(value) is kind else kind(value)
         if isinstance(value, _PLAIN):
             return value
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
@@ -320,6 +326,10 @@ class Recorder(TorchFunctionMode):
             return func(*plain(args), **plain(kwargs))
         except UNKNOWABLE as error:
             name, unknowable = str(getattr(func, "__name__", func)), type(error).__name__
+        except RuntimeError:
+            if func not in _WITHOUT_FAKE:
+                raise
+            return _product_of_groups(*plain(args), **plain(kwargs))
         finally:
             self._off -= 1
         self.refuse(f"{_USES.get(name, name + '()')} depends on the data" + ("" if name in _USES else f" ({unknowable})"))
@@ -395,6 +405,11 @@ class Recorder(TorchFunctionMode):
         return None
 
 
+def _product_of_groups(rows: torch.Tensor, weights: torch.Tensor, *_rest: Any, **_more: Any) -> torch.Tensor:
+    """The form of a product of groups of rows with a matrix each, which torch computes in any dtype, and fakes only in some."""
+    return rows @ (weights[0] if weights.dim() == 3 else weights)
+
+
 def attributes_of(root: nn.Module) -> dict[int, tuple[str, tuple[Any, ...]]]:
     """For each tensor that a module tree holds, by id: the attribute's path, and the keys into lists and dictionaries there."""
     found: dict[int, tuple[str, tuple[Any, ...]]] = {}
@@ -451,6 +466,7 @@ def _replaced(module: nn.Module) -> bool:
     return "forward" in module.__dict__
 
 
+_WITHOUT_FAKE = tuple(f for f in (getattr(torch, "_grouped_mm", None), getattr(F, "grouped_mm", None)) if f is not None)
 _GETITEM = operator.getitem
 _USES = {"__bool__": "a branch", "item": "item()", "__int__": "int()", "__float__": "float()", "__index__": "an index", "tolist": "tolist()"}
 _CALL = next(item for item in Recorder._called.__code__.co_consts if getattr(item, "co_name", "") == "call")

@@ -30,6 +30,7 @@ class CallSignature:
         parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
         self._positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        self._is_wrapped = inspect.unwrap(forward) is not forward
         self._takes_extra = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -114,6 +115,8 @@ class CallSignature:
         if unknown or twice or missing:
             problems = ((unknown, "is not one that it takes"), (twice, "is given twice"), (missing, "is missing"))
             raise Mismatch(next(f"the argument {names[0]!r} {what}" for names, what in problems if names))
+        if self._is_wrapped:  # what wraps it may ask what was given, and by which name
+            return list(args), dict(sorted(kwargs.items()))
         rest = dict(kwargs)
         positional = list(args)
         for name in self._positional[len(args) :]:

@@ -74,8 +74,14 @@ UNKNOWABLE = (
 )
 
 
+class OutOfPatience(BaseException):
+    """More parts than one waits for keep their Python. Not an Exception, so that no code of the model swallows it."""
+
+
 class CaptureTracer(fx.Tracer):
     """Traces the module at ``path`` of a model; after ``trace`` the facts it relied on stand in its attributes.
+
+    With a ``patience`` it gives up, by OutOfPatience, when so many parts keep their Python.
 
     Attributes:
         left: why a module keeps its Python. apart: modules with hooks, which get graphs of their own so that hooks are called.
@@ -84,7 +90,9 @@ class CaptureTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, path: str, twin: FakeTwin, probe_twin: Callable[[], FakeTwin], signature: CallSignature) -> None:
+    def __init__(
+        self, path: str, twin: FakeTwin, probe_twin: Callable[[], FakeTwin], signature: CallSignature, patience: int | None = None
+    ) -> None:
         super().__init__(autowrap_functions=tuple(_FACTORIES))
         self._autowrap_search.append(torch)
         self.path = path
@@ -99,6 +107,8 @@ class CaptureTracer(fx.Tracer):
         self.dtypes_were_read = False
         self.training_branches: dict[str, bool] = {}
         self._probe_twin = probe_twin
+        self._patience = patience
+        self._is_reserved = False
         self._evaluating = False
         self._poison: str | None = None
         self._attribute_proxies: dict[int, ValueProxy] = {}
@@ -172,6 +182,9 @@ class CaptureTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None) -> fx.Node:
         if kind not in ("placeholder", "output"):
             self._require_safe(sys._getframe(1))
+        if not self._is_reserved:
+            reserve_self(self.graph)
+            self._is_reserved = True
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta.pop("seq_nr", None)
         if kind == "placeholder":
@@ -281,6 +294,8 @@ class CaptureTracer(fx.Tracer):
             if not isinstance(result, _Failure):
                 return result
             self.left[path] = result.reason
+            if self._patience is not None and len(self.left) >= self._patience:
+                raise OutOfPatience
         return self.create_proxy("call_module", path, args, kwargs)
 
     def _attempt(self, run: Callable[[], Any], module: nn.Module | None = None, path: str = "") -> Any:
@@ -342,6 +357,7 @@ class CaptureTracer(fx.Tracer):
             args, kwargs = self.signature.arguments(tensors)
             before, form = pytree.tree_flatten((args, kwargs))
             result = forward(root, *args, **kwargs)
+            _refuse_own_containers(result, self.refuse)
             after, other_form = pytree.tree_flatten((args, kwargs))
             if form != other_form or any(a is not b for a, b in zip(before, after, strict=True)):
                 self.refuse("it writes into a list or dictionary that its caller passes")
@@ -384,6 +400,20 @@ class CaptureTracer(fx.Tracer):
             node.meta.pop("is_wrapped", None)  # else the generated code would wrap the function for all later tracing
         _drop_unused_readings(graph)
         return graph
+
+
+def _refuse_own_containers(result: Any, refuse: Callable[[str], NoReturn]) -> None:
+    """Refuses a dictionary of a class of its own, which a traced graph would return as a plain one."""
+    if issubclass(type(result), fx.Proxy):
+        return
+    if isinstance(result, dict):
+        if type(result) is not dict:
+            refuse(f"it returns a {type(result).__name__}")
+        for part in result.values():
+            _refuse_own_containers(part, refuse)
+    elif isinstance(result, (tuple, list)):
+        for part in result:
+            _refuse_own_containers(part, refuse)
 
 
 def _reading(node: fx.Node) -> Any:
@@ -436,6 +466,11 @@ class _FactoryMode(TorchFunctionMode):
 def _python_modules(root: nn.Module) -> list[nn.Module]:
     """The modules of a tree whose attributes Python can write."""
     return [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
+def reserve_self(graph: fx.Graph) -> None:
+    """Keeps a node from being called ``self``, which is the name of the module in the code made of a graph."""
+    graph._graph_namespace.create_name("self", None)
 
 
 def is_leaf(module: nn.Module) -> bool:

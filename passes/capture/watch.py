@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import os
 import random
@@ -130,6 +131,8 @@ def unsafe_caller(frame: types.FrameType | None, stops: tuple[types.CodeType, ..
             pass
         elif _asks_type_of_proxy(frame):
             return "it compares type(x) of a tensor; isinstance(x, Tensor) can be answered while it is traced"
+        elif asks_whether_training_is(code):
+            return "it asks whether a training flag `is` True or False"
         elif any(first <= frame.f_lineno <= last for first, last in _guarded_lines(code)):
             return "it computes inside try/except, whose handler a traced graph would lose"
         frame = frame.f_back
@@ -141,6 +144,19 @@ def _asks_type_of_proxy(frame: types.FrameType) -> bool:
     if "type" not in frame.f_code.co_names:
         return False
     return any(isinstance(frame.f_locals.get(name), (fx.Proxy, FakeTensor)) for name in _names_whose_type_is_asked(frame.f_code))
+
+
+@lru_cache(maxsize=4096)
+def asks_whether_training_is(code: types.CodeType) -> bool:
+    """Whether a function that reads ``training`` compares something with True or False by identity, as a match statement does."""
+    if "training" not in code.co_names:
+        return False
+    before = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IS_OP" and before is not None and isinstance(before.argval, bool):
+            return True
+        before = instruction
+    return False
 
 
 @lru_cache(maxsize=4096)

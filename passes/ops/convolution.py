@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
-from .operator import operator
+from .operator import operator, owned
 from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 BIAS = 3
@@ -44,7 +44,7 @@ def swat_convolution(
     Raises: ValueError when w_hat needs a gradient and a_hat is neither of x's shape nor packed.
     Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1.
     """
-    return _convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups)
+    return owned(_convolution(x, w_hat, bias, stride, padding, dilation, transposed, output_padding, groups))
 
 
 @swat_convolution.register_fake

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
-from .operator import operator
+from .operator import operator, owned
 from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 
@@ -36,7 +36,7 @@ def swat_einsum(
     is neither of x's shape nor packed.
     Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1, for any bilinear contraction.
     """
-    return _contract(x, w_hat, equation)
+    return owned(_contract(x, w_hat, equation))
 
 
 @swat_einsum.register_fake

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
-from .operator import operator
+from .operator import operator, owned
 from .sparse_operands import W_HAT, SparseOperands, X, rule
 
 BIAS = 3
@@ -36,7 +36,7 @@ def swat_linear(
     Raises: ValueError when w_hat needs a gradient and a_hat is neither of x's shape nor packed.
     Source: SWAT, Raihan & Aamodt 2020, arXiv 2001.01969, algorithm 1.
     """
-    return torch.nn.functional.linear(x, w_hat, bias)
+    return owned(torch.nn.functional.linear(x, w_hat, bias))
 
 
 @swat_linear.register_fake

@@ -49,3 +49,8 @@ class Operator:
 def operator(*, mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
     """Makes the decorated function an operator of its name; ``mutates`` names the arguments that it writes to."""
     return lambda function: Operator(function, mutates)
+
+
+def owned(out: torch.Tensor) -> torch.Tensor:
+    """The same values as a tensor that is no view to autograd, so that what follows may write to it in place."""
+    return torch.ops.aten._unsafe_view.default(out, out.shape) if out._is_view() else out
