@@ -164,7 +164,6 @@ class Rewriter:
         self._passes(path, variant, variant.graph_module, None)
         return variant
 
-
     def in_parts(self, owner: nn.Module, path: str, example: Arguments, error: TraceError) -> nn.Module:
         """A copy of a module that keeps its Python, with rewritten graphs for its children.
 

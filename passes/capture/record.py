@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from unittest.mock import patch
 
 import torch
@@ -41,6 +41,7 @@ from .tracer import CHANGES_SETTING, UNKNOWABLE, has_hooks, is_leaf, reserve_sel
 from .watch import StateWatch, ambient_state, unsafe_caller
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format, type(...), type)
+_NUMBERS: tuple[Callable[[Any], Any], ...] = (bool, int, float, complex, str)  # in this order: a bool is an int
 _GRADIENTS = frozenset(
     ["requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr", "register_hook", "retain_grad", "backward", "output_nr"]
 )
@@ -220,14 +221,14 @@ class Recorder(TorchFunctionMode):
             return {key: self._argument(item) for key, item in value.items()}
         if isinstance(value, range):
             return list(value)
-        for kind in (bool, int, float, complex, str):
-            if isinstance(value, kind):
+        for kind in _NUMBERS:
+            if isinstance(value, cast(type, kind)):
                 return value if type(value) is kind else kind(value)
         if isinstance(value, _PLAIN):
             return value
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
             return value.item()
-        self.refuse(f"it passes an object of type {type(value).__name__} to an operator")
+        return self.refuse(f"it passes an object of type {type(value).__name__} to an operator")
 
     def _note(self, value: Any, node: fx.Node) -> None:
         """Lets the tensors in a result stand for the node, or for items of it."""
@@ -332,7 +333,7 @@ class Recorder(TorchFunctionMode):
             return _product_of_groups(*plain(args), **plain(kwargs))
         finally:
             self._off -= 1
-        self.refuse(f"{_USES.get(name, name + '()')} depends on the data" + ("" if name in _USES else f" ({unknowable})"))
+        return self.refuse(f"{_USES.get(name, name + '()')} depends on the data" + ("" if name in _USES else f" ({unknowable})"))
 
     def _read_batch(self) -> None:
         self.found.batch_read = True
@@ -468,6 +469,13 @@ def _replaced(module: nn.Module) -> bool:
 
 _WITHOUT_FAKE = tuple(f for f in (getattr(torch, "_grouped_mm", None), getattr(F, "grouped_mm", None)) if f is not None)
 _GETITEM = operator.getitem
-_USES = {"__bool__": "a branch", "item": "item()", "__int__": "int()", "__float__": "float()", "__index__": "an index", "tolist": "tolist()"}
+_USES = {
+    "__bool__": "a branch",
+    "item": "item()",
+    "__int__": "int()",
+    "__float__": "float()",
+    "__index__": "an index",
+    "tolist": "tolist()",
+}
 _CALL = next(item for item in Recorder._called.__code__.co_consts if getattr(item, "co_name", "") == "call")
 _BOUNDARIES = (_CALL, Recorder._run.__code__)

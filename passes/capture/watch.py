@@ -143,7 +143,8 @@ def _asks_type_of_proxy(frame: types.FrameType) -> bool:
     """Whether a function calls ``type`` on one of its variables that is a proxy now; nothing can answer that truly."""
     if "type" not in frame.f_code.co_names:
         return False
-    return any(isinstance(frame.f_locals.get(name), (fx.Proxy, FakeTensor)) for name in _names_whose_type_is_asked(frame.f_code))
+    names = _names_whose_type_is_asked(frame.f_code)
+    return any(isinstance(frame.f_locals.get(name), (fx.Proxy, FakeTensor)) for name in names)
 
 
 @lru_cache(maxsize=4096)
@@ -153,7 +154,8 @@ def asks_whether_training_is(code: types.CodeType) -> bool:
         return False
     before = None
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "IS_OP" and before is not None and isinstance(before.argval, bool):
+        is_constant = before is not None and before.opname == "LOAD_CONST" and isinstance(before.argval, bool)
+        if instruction.opname == "IS_OP" and is_constant:
             return True
         before = instruction
     return False
@@ -190,7 +192,7 @@ def _source_tree(code: types.CodeType) -> tuple[ast.AST, int]:
 
 @lru_cache(maxsize=4096)
 def _guarded_lines(code: types.CodeType) -> tuple[tuple[int, int], ...]:
-    """Line ranges of the try bodies with handlers that go on, and do not raise again, in a function's source; empty if there is none, or no source."""
+    """Line ranges of the try bodies whose handlers go on, and do not raise again; empty if there is none, or no source."""
     tree, start = _source_tree(code)
     return tuple(
         (start + node.body[0].lineno - 1, start + (node.body[-1].end_lineno or 0) - 1)

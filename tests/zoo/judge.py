@@ -23,7 +23,17 @@ Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 aten = torch.ops.aten
 CONTRACTIONS = {
     *(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten.linear, aten.addbmm, aten.mv, aten.addmv, aten.dot),
-    *(aten._convolution, aten.mkldnn_rnn_layer, aten.lstm, aten.gru, aten.rnn_tanh, aten._trilinear, aten.einsum, aten.matmul, aten._grouped_mm),
+    *(
+        aten._convolution,
+        aten.mkldnn_rnn_layer,
+        aten.lstm,
+        aten.gru,
+        aten.rnn_tanh,
+        aten._trilinear,
+        aten.einsum,
+        aten.matmul,
+        aten._grouped_mm,
+    ),
 }
 
 

@@ -59,8 +59,9 @@ def line(v: dict[str, Any]) -> str:
         return f"{v['name']:28s} ERROR {v['error']}"
     bad = [f"{key}: {v[key]}" for key, good in (("equal_in_training", "equal"), ("equal_in_evaluation", "equal"), ("step", "ok"),
                                                    ("copied", "ok"), ("missing_sites", [])) if v[key] != good]  # fmt: skip
+    share = "-" if v["share"] is None else f"{v['share']:.3f}"
     return (
-        f"{v['name']:28s} {v['graphs']:3d} graphs {len(v['left']):3d} left share {v['share'] if v['share'] is None else round(v['share'], 3)} "
+        f"{v['name']:28s} {v['graphs']:3d} graphs {len(v['left']):3d} left share {share} "
         f"compile {v['compile_seconds']:.2f} s eager {v['eager_seconds']:.3f} s  {'; '.join(bad) or 'ok'}"
     )
 

@@ -46,10 +46,20 @@ def causal(kind: str, model: str = "ForCausalLM", **options: Any) -> Built:
 def translate(kind: str, model: str = "Model", **options: Any) -> Built:
     """An encoder and a decoder of words."""
     small = {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": WORDS, "max_position_embeddings": 64, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-    }  # fmt: skip
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "vocab_size": WORDS,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
     config = getattr(transformers, f"{kind}Config")(**{**small, **options})
     return getattr(transformers, f"{kind}{model}")(config), (), {"input_ids": words(), "decoder_input_ids": words()}
 
@@ -68,36 +78,67 @@ def image(kind: str, model: str = "Model", size: int = 32, channels: int = 3, **
 
 def sound(kind: str, **options: Any) -> Built:
     """A model of sound waves."""
-    small = {**NAMED, "conv_dim": (16, 16, 16), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 2), "num_feat_extract_layers": 3,
-             "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0, "layerdrop": 0.0,
-             "vocab_size": 32}  # fmt: skip
+    small = {
+        **NAMED,
+        "conv_dim": (16, 16, 16),
+        "conv_stride": (5, 2, 2),
+        "conv_kernel": (10, 3, 2),
+        "num_feat_extract_layers": 3,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "mask_time_prob": 0.0,
+        "layerdrop": 0.0,
+        "vocab_size": 32,
+    }
     config = getattr(transformers, f"{kind}Config")(**{**small, **options})
     return getattr(transformers, f"{kind}Model")(config), (), {"input_values": torch.randn(BATCH, 1600)}
 
 
 def whisper() -> Built:
     config = transformers.WhisperConfig(
-        vocab_size=WORDS, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20, max_target_positions=40, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        num_mel_bins=8,
+        max_source_positions=20,
+        max_target_positions=40,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
     return transformers.WhisperModel(config), (), {"input_features": torch.randn(BATCH, 8, 40), "decoder_input_ids": words()}
 
 
 def clip() -> Built:
     config = transformers.CLIPConfig(
-        text_config={**SMALL, "projection_dim": 16}, vision_config={**NAMED, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+        text_config={**SMALL, "projection_dim": 16},
+        vision_config={**NAMED, "image_size": 32, "patch_size": 8, "projection_dim": 16},
         projection_dim=16,
-    )  # fmt: skip
+    )
     return transformers.CLIPModel(config), (), {"input_ids": words(), "pixel_values": torch.randn(BATCH, 3, 32, 32)}
 
 
 def detr() -> Built:
     backbone = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], out_features=["stage4"])
     config = transformers.DetrConfig(
-        use_timm_backbone=False, backbone=None, backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5,
-    )  # fmt: skip
+        use_timm_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=5,
+    )
     return transformers.DetrModel(config), (), {"pixel_values": torch.randn(BATCH, 3, 64, 64)}
 
 
@@ -109,9 +150,27 @@ MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_
 
 MODELS: dict[str, Callable[[], Built]] = {
     # encoders of text
-    **{kind: partial(text, kind) for kind in ("Bert", "Roberta", "XLMRoberta", "Camembert", "Ernie", "Electra", "MPNet", "RoFormer",
-        "MegatronBert", "Splinter", "Data2VecText", "LayoutLM", "IBert", "DebertaV2",
-        "Deberta", "ConvBert")},
+    **{
+        kind: partial(text, kind)
+        for kind in (
+            "Bert",
+            "Roberta",
+            "XLMRoberta",
+            "Camembert",
+            "Ernie",
+            "Electra",
+            "MPNet",
+            "RoFormer",
+            "MegatronBert",
+            "Splinter",
+            "Data2VecText",
+            "LayoutLM",
+            "IBert",
+            "DebertaV2",
+            "Deberta",
+            "ConvBert",
+        )
+    },
     "BertForSequenceClassification": lambda: with_labels(text("Bert", "ForSequenceClassification")),
     "BigBird": partial(text, "BigBird", attention_type="original_full"),
     "RemBert": partial(text, "RemBert", input_embedding_size=16, output_embedding_size=16),
@@ -124,17 +183,41 @@ MODELS: dict[str, Callable[[], Built]] = {
     "FNet": partial(text, "FNet"),
     "XLNet": lambda: xlnet(),
     "XLM": partial(text, "XLM", n_words=WORDS, emb_dim=32, n_layers=2, n_heads=4),
-    "Funnel": partial(text, "Funnel", block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64, length=16),
+    "Funnel": lambda: funnel(),
     "Longformer": partial(text, "Longformer", attention_window=4),
     "ModernBert": partial(text, "ModernBert", reference_compile=False, attn_implementation="sdpa", global_attn_every_n_layers=2),
     "Canine": partial(text, "Canine", local_transformer_stride=32, length=64, num_hash_buckets=64, max_position_embeddings=128),
     # decoders
-    **{kind: partial(causal, kind) for kind in ("GPTNeoX", "OPT", "Llama", "Mistral", "Qwen2", "Qwen3", "Phi", "Phi3", "StableLm", "Olmo",
-        "Olmo2", "Cohere", "Granite", "Starcoder2", "Persimmon", "BioGpt", "SmolLM3", "Nemotron")},
+    **{
+        kind: partial(causal, kind)
+        for kind in (
+            "GPTNeoX",
+            "OPT",
+            "Llama",
+            "Mistral",
+            "Qwen2",
+            "Qwen3",
+            "Phi",
+            "Phi3",
+            "StableLm",
+            "Olmo",
+            "Olmo2",
+            "Cohere",
+            "Granite",
+            "Starcoder2",
+            "Persimmon",
+            "BioGpt",
+            "SmolLM3",
+            "Nemotron",
+        )
+    },
     "Gemma": partial(causal, "Gemma", head_dim=8),
     "Gemma2": partial(causal, "Gemma2", head_dim=8, sliding_window=4),
-    "Gemma3": partial(causal, "Gemma3", head_dim=8) if not hasattr(transformers, "Gemma3TextConfig") else
-        lambda: with_labels((transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, head_dim=8)), (), {"input_ids": words()}), True),
+    "Gemma3": partial(causal, "Gemma3", head_dim=8)
+    if not hasattr(transformers, "Gemma3TextConfig")
+    else lambda: with_labels(
+        (transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, head_dim=8)), (), {"input_ids": words()}), True
+    ),
     "Glm": partial(causal, "Glm", head_dim=8),
     "Falcon": partial(causal, "Falcon"),
     "Bloom": partial(causal, "Bloom", n_layer=2, n_head=4),
@@ -148,8 +231,20 @@ MODELS: dict[str, Callable[[], Built]] = {
     "XGLM": partial(causal, "XGLM", d_model=32, num_layers=2, attention_heads=4, ffn_dim=64),
     # mixtures of experts
     **{kind: partial(causal, kind, **MOE) for kind in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "Phimoe")},
-    "DeepseekV3": partial(causal, "DeepseekV3", **MOE, n_group=1, topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
-                          qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1, num_key_value_heads=4),
+    "DeepseekV3": partial(
+        causal,
+        "DeepseekV3",
+        **MOE,
+        n_group=1,
+        topk_group=1,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+        num_key_value_heads=4,
+    ),
     "GptOss": partial(causal, "GptOss", **MOE, head_dim=8, sliding_window=4),
     "SwitchTransformers": partial(t5, "SwitchTransformers", num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1),
     # state spaces and recurrences
@@ -158,11 +253,22 @@ MODELS: dict[str, Callable[[], Built]] = {
     "FalconMamba": partial(causal, "FalconMamba", state_size=4, time_step_rank=4),
     "Rwkv": partial(causal, "Rwkv", attention_hidden_size=32, context_length=64),
     "RecurrentGemma": partial(causal, "RecurrentGemma", lru_width=32, attention_window_size=8, block_types=["recurrent", "attention"]),
-    "Jamba": partial(causal, "Jamba", **MOE, use_mamba_kernels=False, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1,
-                     expert_layer_period=2, expert_layer_offset=1),
+    "Jamba": partial(
+        causal,
+        "Jamba",
+        **MOE,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+    ),
     # encoders and decoders
-    **{kind: partial(translate, kind) for kind in ("Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "BlenderbotSmall", "M2M100", "PLBart",
-        "BigBirdPegasus")},
+    **{
+        kind: partial(translate, kind)
+        for kind in ("Bart", "MBart", "Pegasus", "Marian", "Blenderbot", "BlenderbotSmall", "M2M100", "PLBart", "BigBirdPegasus")
+    },
     "LED": partial(translate, "LED", attention_window=4, max_encoder_position_embeddings=64, max_decoder_position_embeddings=64),
     "T5": partial(t5, "T5"),
     "MT5": partial(t5, "MT5"),
@@ -170,7 +276,9 @@ MODELS: dict[str, Callable[[], Built]] = {
     "LongT5": partial(t5, "LongT5", local_radius=4),
     "ProphetNet": lambda: prophet(),
     # vision
-    **{kind: partial(patches, kind) for kind in ("ViT", "DeiT", "Beit", "Dinov2", "ViTMSN", "Data2VecVision", "CLIPVision", "SiglipVision")},
+    **{
+        kind: partial(patches, kind) for kind in ("ViT", "DeiT", "Beit", "Dinov2", "ViTMSN", "Data2VecVision", "CLIPVision", "SiglipVision")
+    },
     "ViTMAE": partial(patches, "ViTMAE", mask_ratio=0.5),
     "Swin": partial(image, "Swin", image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
     "Swinv2": partial(image, "Swinv2", image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
@@ -180,18 +288,49 @@ MODELS: dict[str, Callable[[], Built]] = {
     "RegNet": partial(image, "RegNet", embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], groups_width=8),
     "MobileNetV1": partial(image, "MobileNetV1"),
     "MobileNetV2": partial(image, "MobileNetV2"),
-    "MobileViT": partial(image, "MobileViT", size=64, image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32]),
+    "MobileViT": partial(
+        image, "MobileViT", size=64, image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 16, 16, 32]
+    ),
     "Segformer": partial(image, "Segformer", size=64, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]),
     "PoolFormer": partial(image, "PoolFormer", hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], size=64),
-    "Levit": partial(image, "Levit", image_size=64, size=64, hidden_sizes=[16, 32, 48], num_attention_heads=[2, 2, 2], key_dim=[8, 8, 8],
-                     depths=[1, 1, 1]),
+    "Levit": partial(
+        image,
+        "Levit",
+        image_size=64,
+        size=64,
+        hidden_sizes=[16, 32, 48],
+        num_attention_heads=[2, 2, 2],
+        key_dim=[8, 8, 8],
+        depths=[1, 1, 1],
+    ),
     "Cvt": partial(image, "Cvt", size=64, embed_dim=[8, 16, 16], num_heads=[1, 2, 2], depth=[1, 1, 1]),
-    "Pvt": partial(image, "Pvt", image_size=64, size=64, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]),
-    "FocalNet": partial(image, "FocalNet", image_size=32, patch_size=2, embed_dim=16, hidden_sizes=[16, 32], depths=[1, 1],
-                        focal_levels=[2, 2], focal_windows=[3, 3]),
+    "Pvt": partial(
+        image, "Pvt", image_size=64, size=64, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]
+    ),
+    "FocalNet": partial(
+        image,
+        "FocalNet",
+        image_size=32,
+        patch_size=2,
+        embed_dim=16,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        focal_levels=[2, 2],
+        focal_windows=[3, 3],
+    ),
     "Hiera": partial(image, "Hiera", image_size=[64, 64], size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4]),
-    "DPT": partial(image, "DPT", "ForDepthEstimation", **NAMED, image_size=32, patch_size=8, backbone_out_indices=[0, 1, 1, 1],
-                   neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False),
+    "DPT": partial(
+        image,
+        "DPT",
+        "ForDepthEstimation",
+        **NAMED,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 1, 1],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+    ),
     "EfficientNet": partial(image, "EfficientNet", image_size=32),
     "DETR": detr,
     "Yolos": partial(image, "Yolos", **NAMED, image_size=[32, 32], patch_size=8, num_detection_tokens=5),
@@ -199,14 +338,35 @@ MODELS: dict[str, Callable[[], Built]] = {
     # audio
     **{kind: partial(sound, kind) for kind in ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "Data2VecAudio", "Wav2Vec2Conformer")},
     "SEW": partial(sound, "SEW", squeeze_factor=2),
-    "AST": lambda: (transformers.ASTModel(transformers.ASTConfig(**NAMED, patch_size=4, max_length=24, num_mel_bins=16)), (),
-                    {"input_values": torch.randn(BATCH, 24, 16)}),
+    "AST": lambda: (
+        transformers.ASTModel(transformers.ASTConfig(**NAMED, patch_size=4, max_length=24, num_mel_bins=16)),
+        (),
+        {"input_values": torch.randn(BATCH, 24, 16)},
+    ),
     "Whisper": whisper,
     # series
-    "PatchTST": lambda: (transformers.PatchTSTModel(transformers.PatchTSTConfig(num_input_channels=3, context_length=32, patch_length=4,
-                         patch_stride=4, d_model=32, num_attention_heads=4, ffn_dim=64, num_hidden_layers=2)), (),
-                         {"past_values": torch.randn(BATCH, 32, 3)}),
-}  # fmt: skip
+    "PatchTST": lambda: (
+        transformers.PatchTSTModel(
+            transformers.PatchTSTConfig(
+                num_input_channels=3,
+                context_length=32,
+                patch_length=4,
+                patch_stride=4,
+                d_model=32,
+                num_attention_heads=4,
+                ffn_dim=64,
+                num_hidden_layers=2,
+            )
+        ),
+        (),
+        {"past_values": torch.randn(BATCH, 32, 3)},
+    ),
+}
+
+
+def funnel() -> Built:
+    config = transformers.FunnelConfig(vocab_size=WORDS, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64)
+    return transformers.FunnelModel(config), (), {"input_ids": words(length=16)}
 
 
 def xlnet() -> Built:
@@ -216,10 +376,18 @@ def xlnet() -> Built:
 
 def prophet() -> Built:
     config = transformers.ProphetNetConfig(
-        vocab_size=WORDS, hidden_size=32, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=4,
-        num_decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, pad_token_id=0,
+        vocab_size=WORDS,
+        hidden_size=32,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        num_encoder_attention_heads=4,
+        num_decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
         decoder_start_token_id=1,
-    )  # fmt: skip
+    )
     return transformers.ProphetNetModel(config), (), {"input_ids": words(), "decoder_input_ids": words()}
 
 

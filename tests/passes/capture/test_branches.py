@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -290,13 +291,19 @@ def test_branch_on_the_image_size_gets_a_graph_for_each(kind: type[nn.Module]) -
         agree(compiled, model, torch.randn(5, 3, size, size))
 
 
-def test_more_forms_than_are_kept_are_refused_with_a_reason() -> None:
-    compiled = fxs.compile(OnSpace(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (IMAGE,))
+def test_more_forms_than_are_kept_run_in_parts_that_are_rewritten() -> None:
+    model = OnSpace()
+    compiled = fxs.compile(model, fxs.SWAT(weight_sparsity=0.5, dense_first=False), (IMAGE,))
     for size in (3, 4, 5, 7, 8, 9, 10):
         compiled(torch.randn(1, 3, size, size))
-    compiled(torch.randn(4, 3, 9, 9))
-    with pytest.raises(fxs.TraceError, match=r"at most 8 are kept; compile it with example inputs of this form"):
-        compiled(torch.randn(1, 3, 11, 11))
+    assert len(compiled._forwards[""].variants) == 8
+    for each in (compiled, copy.deepcopy(compiled)):
+        x = torch.randn(1, 3, 11, 11)
+        each.eval()
+        kept = torch.where(compiled.a.weight.abs() >= compiled.fxsparse.sites.a.weight.weight_threshold, compiled.a.weight, 0.0)
+        assert not torch.equal(each(x), model(x))
+        assert int((kept == 0).sum()) == kept.numel() // 2
+    assert len(compiled._forwards[""].variants) == 8
 
 
 def test_more_forms_than_are_kept_fall_back_to_python_where_nothing_was_rewritten() -> None:

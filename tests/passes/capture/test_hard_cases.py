@@ -359,7 +359,7 @@ class AddedMatrixProduct(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(8, 5) / 4), nn.Parameter(torch.zeros(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        size_out = x.size()[:-1] + (self.bias.shape[0],)
+        size_out = (*x.size()[:-1], self.bias.shape[0])
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size_out)
 
 
@@ -490,7 +490,8 @@ def test_sparse_step_is_finite_and_gives_every_gradient(name: str) -> None:
     try:
         compiled = fxs.compile(model, fxs.Policy(swat, fxs.SavedActivations(bits=4)), example)
     except fxs.PolicyError as error:  # a model of which nothing large is kept
-        assert "SavedActivations" in str(error)
+        if "SavedActivations" not in str(error):
+            raise
         compiled = fxs.compile(model, swat, example)
     gradients = stepped(compiled, example)
     for key in learning if name != "DropsLayers" else ():
