@@ -25,7 +25,7 @@ LETTERS, BATCH, LENGTH = 128, 32, 48
 def digits(rows: bool) -> Iterator[Batch]:
     """Batches of digits, as images or as sequences of eight rows."""
     found = load_digits()
-    images, labels = found.FIELDX, found.FIELDY
+    images, labels = found.train_images, found.train_labels
     generator = torch.Generator().manual_seed(0)
     while True:
         chosen = torch.randint(len(labels), (BATCH,), generator=generator)

@@ -28,6 +28,7 @@ _TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_
 _PRODUCTS = {torch.matmul, torch.mm, torch.bmm, torch.mv, operator.matmul, operator.imatmul, "matmul", "mm", "bmm", "mv", "__matmul__"}
 _ADDED_PRODUCTS = {torch.addmm, torch.baddbmm, "addmm", "baddbmm"}
 _EINSUM = {torch.einsum, torch.functional.einsum}
+_GROUPED = frozenset({"_grouped_mm", "grouped_mm", "grouped_mm_fallback"})
 _VIEW_METHODS = frozenset(
     [
         "t",
@@ -47,6 +48,7 @@ _VIEW_METHODS = frozenset(
         "select",
         "__getitem__",
         "to",
+        "type",
         "type_as",
         "float",
         "half",
@@ -134,6 +136,10 @@ def contractions_of_node(gm: fx.GraphModule, node: fx.Node) -> list[Operands]:
         return _of_einsum(gm, node)
     if target is recurrent:
         return _of_recurrent(gm, node)
+    if str(getattr(target, "__name__", "")).partition(".")[0] in _GROUPED and len(node.args) > 1:
+        problem = "it multiplies groups of rows with a matrix each (a mixture of experts)"
+        found = _with_weight(gm, node, "grouped", {}, node.args[1], node.args[0])
+        return [_with_problem(item, problem) for item in found]
     return []
 
 

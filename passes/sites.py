@@ -273,6 +273,8 @@ def _workload(operands: Operands, weight: torch.Tensor | None, batch: int | None
 
 def _loop_bounds(operands: Operands, x: tuple[int, ...], out: tuple[int, ...], w: tuple[int, ...]) -> Contraction | None:
     kind = operands.operator
+    if kind == "grouped":
+        return None  # how many rows each matrix gets depends on the data
     if kind in ("conv", "conv_transpose"):
         return _conv_bounds(operands, x, out, w)
     if kind == "recurrent":

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,13 +177,14 @@ def judge(name: str, build: Callable[[], Built]) -> Verdict:
     except Exception as error:
         verdict.copied = short(error)
     try:
-        policy = fxs.Policy(fxs.SWAT(weight_sparsity=0.8), fxs.SavedActivations(bits=4))
+        defect = tuple(site.module for site in compiled.sites.values() if site.defect or _is_computed(model, site.module))
+        swat = fxs.SWAT(weight_sparsity=0.8, exclude=defect)
         try:
-            sparse = fxs.compile(model, policy, args, example_kwargs=kwargs)
+            sparse = fxs.compile(model, fxs.Policy(swat, fxs.SavedActivations(bits=4)), args, example_kwargs=kwargs)
         except fxs.PolicyError as error:
             if "SavedActivations" not in str(error):
                 raise
-            sparse = fxs.compile(model, fxs.SWAT(weight_sparsity=0.8), args, example_kwargs=kwargs)
+            sparse = fxs.compile(model, swat, args, example_kwargs=kwargs)
         sparse.train()
         run(sparse, args, kwargs)
         missing = sorted(n for n, p in sparse.named_parameters() if n in learned and p.grad is None)
@@ -191,6 +193,17 @@ def judge(name: str, build: Callable[[], Built]) -> Verdict:
     except Exception as error:
         verdict.step = short(error)
     return verdict
+
+
+def _is_computed(model: nn.Module, path: str) -> bool:
+    """Whether a module's weight is computed (weight_norm and the like), which SWAT refuses."""
+    from fxsparse.passes.contractions import module_problem
+
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
+    return is_parametrized(module) or (isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and "computed" in str(module_problem(module)))
 
 
 def compared(compiled: fxs.CompiledModel, model: nn.Module, args: Any, kwargs: Any, train: bool) -> str:

@@ -46,7 +46,7 @@ def judged(suite: str, name: str) -> dict[str, Any]:
 def main(suite: str, *names: str) -> None:
     models = importlib.import_module(f".{suite}_models", __package__)
     where = Path(os.environ.get("ZOO_RESULTS", f"/tmp/zoo_{suite}.jsonl"))
-    with where.open("a") as file:
+    with where.open("a", encoding="utf-8") as file:
         for name in names or models.MODELS:
             found = judged(suite, name)
             file.write(json.dumps(found) + "\n")
