@@ -16,7 +16,7 @@ from .graph_forward import Facts, Variant
 from .open_batch import opened
 from .proxies import Refused
 from .record import Culprit, Diverged, Recorder, Recording
-from .signature import Arguments, CallSignature
+from .signature import Arguments, CallSignature, object_in
 
 _ATTEMPTS = 24
 
@@ -94,6 +94,9 @@ class ByExample:
         signature = CallSignature(type(module).forward, example)
         if not all(isinstance(tensor, torch.Tensor) for tensor in signature.tensors_of_example()):
             raise Refused("the form of its call is not known")
+        given = object_in(example)
+        if given is not None:
+            raise Refused(f"it is given an object of type {given}, which may change from call to call")
         call = self._fresh_call(self.twin, example)
         inputs = signature.tensors(*call)
         recording = Recorder(self.twin, path, own_python).record(signature, call, type(module).forward)

@@ -20,7 +20,7 @@ from .fake_twin import FakeTwin
 from .graph_forward import Facts, GraphForward, Variant
 from .proxies import Refused
 from .recipes import RECIPES, is_composite
-from .signature import Arguments, CallSignature, Mismatch
+from .signature import Arguments, CallSignature, Mismatch, object_in, with_own_objects
 from .tracer import CaptureTracer, OutOfPatience
 from .watch import RandomWatch
 
@@ -249,6 +249,9 @@ class _Capturer:
             signature = CallSignature(forward, example)
         except Mismatch as mismatch:
             raise TraceError(f"the example inputs do not fit {_described(module, path)}: {mismatch}") from None
+        given = object_in(example)
+        if given is not None:
+            raise Refused(f"it is given an object of type {given}, which may change from call to call")
         tracer = CaptureTracer(path, self.twin, self.probe_twin, signature, patience)
         graph = tracer.trace(module)
         if tracer.misfit is not None:
@@ -300,7 +303,7 @@ class _Capturer:
             return tensor.detach().clone() if not isinstance(tensor, nn.Parameter) else tensor
 
         try:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, own, self.example)
+            args, kwargs = pytree.tree_map_only(torch.Tensor, own, with_own_objects(self.example))
             with torch.no_grad():
                 clone_modules(self.root, own)(*args, **kwargs)
         except Exception:
@@ -309,8 +312,8 @@ class _Capturer:
 
     def _record_calls(self, path: str, example: Arguments) -> None:
         """Runs a module's own Python on fake tensors, to learn how it calls its children."""
-        args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, example)
         with self.twin.recording(path) as calls, self.twin.mode, suppress(Exception):  # what was recorded until then can be known
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, with_own_objects(example))
             self.twin.modules[path](*args, **kwargs)
         for name, call in calls.items():
             self.calls.setdefault(name, call)

@@ -10,11 +10,9 @@ Tensors are known by identity. A tensor that nobody recorded cannot become an ar
 
 from __future__ import annotations
 
-import enum
 import operator
 import random
 import sys
-import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -151,9 +149,6 @@ class Recorder(TorchFunctionMode):
             if self._device is None:
                 self._device = (tensor.device, node)
         args, kwargs = call
-        for leaf in leaves_of((args, kwargs)):
-            if not isinstance(leaf, (torch.Tensor, *_PLAIN, torch.device)) and not is_constant(leaf):
-                self.refuse(f"it is given an object of type {type(leaf).__name__}, which may change from call to call")
         before, form = pytree.tree_flatten((args, kwargs))
         with self:
             result = forward(self.root, *args, **kwargs)
@@ -427,11 +422,6 @@ def attributes_of(root: nn.Module) -> dict[int, tuple[str, tuple[Any, ...]]]:
                     if isinstance(item, torch.Tensor) and isinstance(key, (str, int)):
                         found.setdefault(id(item), (f"{prefix}{name}", (key,)))
     return found
-
-
-def is_constant(value: Any) -> bool:
-    """Whether an argument is a value that cannot change: an enumeration's member, a slice, a range, a function."""
-    return isinstance(value, (enum.Enum, slice, range, torch.Size, frozenset, types.FunctionType, types.BuiltinFunctionType))
 
 
 def reason_of(error: Exception) -> str:

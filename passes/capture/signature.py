@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from .fake_twin import UNKNOWN
+from .fake_twin import UNKNOWN, Unknown
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+_CONSTANTS = (
+    *(bool, int, float, complex, str, bytes, type(None), type(...), type, torch.dtype, torch.layout, torch.memory_format, torch.device),
+    *(enum.Enum, slice, range, frozenset, types.FunctionType, types.BuiltinFunctionType, Unknown),
+)
+
+
+def object_in(example: Arguments | None) -> str | None:
+    """The type of an argument that may change from call to call: neither a tensor nor a plain value. None if there is none."""
+    for leaf in pytree.tree_leaves(example):
+        if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)) and type(leaf).__module__ != "numpy":
+            return type(leaf).__name__
+    return None
+
+
+def with_own_objects(example: Arguments) -> Arguments:
+    """The call with copies of the objects in it, so that Python may write to them."""
+    args, kwargs = pytree.tree_map(lambda leaf: leaf if isinstance(leaf, (torch.Tensor, *_CONSTANTS)) else copy.deepcopy(leaf), example)
+    return tuple(args), dict(kwargs)
 
 
 class Mismatch(Exception):
