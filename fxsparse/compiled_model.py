@@ -29,12 +29,13 @@ from .ranks import whole
 from .report import Report
 from .resolve_saved import SavedPlan
 from .run_report import RunReport, run_report
+from .showing import Showing
 
 if TYPE_CHECKING:
     from .onnx_export.example import CallForm
 
 
-class CompiledModel(Exporting, nn.Module):
+class CompiledModel(Exporting, Showing, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else

@@ -21,6 +21,7 @@ from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
+from fxsparse.passes.origins import origins_of, write_origins
 from fxsparse.passes.saving.places import places_of
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
@@ -146,6 +147,7 @@ class Rewriter:
 
     def _passes(self, path: str, variant: Variant, gm: Any, fuel: list[int] | None) -> list[PassResult]:
         gm.__dict__[STATE] = self.state
+        origins = origins_of(gm, path)
         results = []
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
@@ -156,6 +158,7 @@ class Rewriter:
             results.append(item(gm))
             if self.check_graphs:
                 verify(gm, path)
+        write_origins(gm, origins, results)
         return results
 
     def __call__(self, owner: nn.Module, path: str, example: Arguments) -> Variant:
