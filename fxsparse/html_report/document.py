@@ -21,6 +21,7 @@ from .graph_view import node_rows
 if TYPE_CHECKING:
     from ..compiled_model import CompiledModel
 
+
 def document(
     compiled: CompiledModel,
     *,
