@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -24,18 +24,25 @@ def before_of(compiled: CompiledModel) -> tuple[CompiledModel | None, str]:
     example = compiled.example
     if example is None:
         return None, "the model was compiled without example inputs"
-    args, kwargs = _forms(example)
+    args, kwargs = _like(example, compiled)
     try:
         return compile(without_graphs(compiled._root), None, args, example_kwargs=kwargs, check_graphs=False), ""
     except FxSparseError as error:
         return None, f"the model cannot be captured again: {error}"
 
 
-def _forms(example: CallForm) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The example's arguments as tensors without values."""
+def _like(example: CallForm, compiled: CompiledModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example's arguments again: tensors of the same form, their values whatever memory holds, for nothing reads them."""
+    device = next((parameter.device for parameter in compiled.parameters()), torch.device("cpu"))
+    root = compiled.graphs.get("")
+    seen = [node.meta.get("val") for node in root.graph.nodes if node.op == "placeholder"] if root is not None else []
+    known = iter(seen if len(seen) == len(example.forms) else [])
 
     def made(form: TensorForm) -> torch.Tensor:
-        return torch.empty(form.shape, dtype=getattr(torch, form.dtype), device="meta")
+        dtype, was = getattr(torch, form.dtype), next(known, None)
+        if isinstance(was, torch.Tensor) and tuple(was.shape) == form.shape:
+            return torch.empty_strided(form.shape, was.stride(), dtype=dtype, device=device, requires_grad=was.requires_grad)
+        return torch.empty(form.shape, dtype=dtype, device=device)
 
     args, kwargs = pytree.tree_map_only(TensorForm, made, (example.args, example.kwargs))
     return args, kwargs

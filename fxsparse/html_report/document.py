@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,6 @@ def document(
         "report": _decisions(compiled),
         "densities": _densities(compiled),
         "compared": compared,
-        "paths": sorted({path for path in sys.path if path}, key=len, reverse=True),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ class NodeRow:
 
     Attributes:
         name: as in the cost report. kind: the node's fx op. target: what it calls. module: path of the module that it stands for.
-        line: "FILE:LINE: CODE" of the model. made_by: the pass that put it there. inputs: names of the rows that it reads.
+        line: "FILE:LINE: CODE" of the model, the file as it is imported. made_by: the pass that put it there. inputs: names of the rows that it reads.
         shape: of its result for the example, "" if it is not known. technique, bits: see ``Techniques``.
     """
 
@@ -125,7 +127,7 @@ class _Walk:
                 module=facts.get("module", path),
                 role=facts.get("role", ""),
                 site=facts.get("site", ""),
-                line=facts.get("line", ""),
+                line=_short(facts.get("line", "")),
                 made_by=facts.get("made_by", ""),
                 shape=_shape(node.meta.get("val")),
                 technique=technique,
@@ -134,6 +136,16 @@ class _Walk:
             )
         )
         return (name,)
+
+
+def _short(line: str) -> str:
+    """The line with its file as it is imported, without the folders of the machine that it lies on."""
+    roots = sorted((os.path.join(path, "") for path in sys.path if path), key=len, reverse=True)
+    root = next((root for root in roots if line.startswith(root)), None)
+    if root is not None:
+        return line[len(root) :]
+    file, mark, rest = line.partition(".py:")
+    return "/".join(file.split(os.sep)[-2:]) + mark + rest
 
 
 def _target(node: fx.Node) -> str:

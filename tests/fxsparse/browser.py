@@ -66,7 +66,9 @@ class Tab:
     def column(self, panel: str, key: str) -> list[Any]:
         """The exact values of a column of a panel's last table."""
         cells = f'#{panel} table.sorted td[data-key="{key}"]'
-        return list(self.page.eval_on_selector_all(cells, "all => all.map(one => one.dataset.value === undefined ? null : +one.dataset.value)"))
+        return list(
+            self.page.eval_on_selector_all(cells, "all => all.map(one => one.dataset.value === undefined ? null : +one.dataset.value)")
+        )
 
     def close(self) -> None:
         self.context.close()

@@ -29,12 +29,13 @@ FX.start = () => {
     const { cost: now } = app.view;
     const before = data.compared.find((one) => one.name === "dense");
     const total = (figure) => FX.model.sum(Object.keys(FX.PASSES).map((pass) => now.total[pass][figure]));
-    const card = (title, figure, value, note) => el("div", { class: "figure" }, el("span", { class: "muted" }, title), FX.number(figure, value, "b"), el("small", {}, note || " "));
-    const less = (figure) => { const ratio = app.which === "after" && before?.total.ratios[figure]; return ratio ? `${format.ratio(ratio)} less than dense` : ""; };
-    const kept = (name) => (app.which === "after" && before && before[name][0] ? `${format.ratio(before[name][1] / before[name][0])} less than dense` : "");
+    const card = (title, figure, value, note) => el("div", { class: "figure" }, el("span", { class: "muted" }, title), FX.number(figure, value, "b"), el("small", { class: /more$/.test(note || "") ? "bad" : null }, note || " "));
+    const change = (ratio) => (!ratio ? "" : Math.abs(ratio - 1) < 0.005 ? "as dense" : ratio > 1 ? `${format.ratio(ratio)} less` : `${format.ratio(1 / ratio)} more`);
+    const less = (figure) => { return change(app.which === "after" && before?.total.ratios[figure]); };
+    const kept = (name) => change(app.which === "after" && before && before[name][0] && before[name][1] / before[name][0]);
     document.getElementById("figures").replaceChildren(
-      card("FLOPs of a step", "flops", total("flops"), now.reduction.training ? `${format.percent(now.reduction.training)} of contractions saved` : ""),
-      card("FLOPs of inference", "flops", now.total.forward.flops, now.reduction.inference ? `${format.percent(now.reduction.inference)} of contractions saved` : ""),
+      card("FLOPs of a step", "flops", total("flops"), now.reduction.training ? `${format.percent(now.reduction.training)} of products saved` : ""),
+      card("FLOPs of inference", "flops", now.total.forward.flops, now.reduction.inference ? `${format.percent(now.reduction.inference)} of products saved` : ""),
       card("DRAM traffic", "dram_bytes", total("dram_bytes"), less("dram_bytes")),
       card("Kept for backward", "saved_bytes", now.saved_bytes, kept("saved_bytes")),
       card("Peak memory", "saved_bytes", now.peak_bytes, kept("peak_bytes")),
@@ -170,7 +171,7 @@ FX.start = () => {
   FX.graph.start(app);
   FX.details.start(app);
   FX.graph.draw();
-  FX.graph.fit({ least: 0.62 });
+  FX.graph.fit({ least: 0.85 });
   FX.details.shown(null);
   requestAnimationFrame(() => { document.body.dataset.ready = String(Math.round(performance.now())); });
 };

@@ -23,9 +23,9 @@ FX.charts = (() => {
     const label = (point) => `${point.node.site || point.node.name}\n${point.pass}, ${point.which === "after" ? "after the passes" : "before"}\n${format.quantity(point.rate, "FLOP/s")} at ${Number(point.intensity.toPrecision(3))} FLOP/B\nbound by ${point.cost.bound}`;
     const several = Object.keys(app.views).length > 1;
     const plot = Plot.plot({
-      ...base, width: wide(panel), height: Math.max(380, Math.min(620, innerHeight - 260)), marginBottom: 46, marginRight: 130,
-      x: { type: "log", label: "FLOPs for each byte of DRAM →", grid: true, tickFormat: "~s" },
-      y: { type: "log", label: "↑ FLOP/s", grid: true, tickFormat: "~s" },
+      ...base, width: wide(panel), height: Math.max(360, Math.min(640, innerHeight - 365)), marginBottom: 46, marginRight: 210,
+      x: { type: "log", label: "FLOPs for each byte of DRAM →", grid: true, tickFormat: "~s", ticks: 8 },
+      y: { type: "log", label: "↑ FLOP/s", grid: true, tickFormat: "~s", ticks: 6 },
       symbol: { domain: Object.values(FX.PASSES), legend: true },
       color: { domain: ["after", "before"], range: [INK.after, INK.before] },
       marks: [
@@ -35,7 +35,7 @@ FX.charts = (() => {
       ],
     });
     plot.setAttribute("data-points", points.length);
-    panel.replaceChildren(el("h2", {}, `Roofline of ${machine.name}`), words(machine.description ? `${machine.description}. ` : "", `Each node has a point for each pass; ${several ? "grey is before the passes. " : ""}The roof is ${format.quantity(roofs.flops_per_s[roofs.own] ?? 0, "FLOP/s")} and ${format.quantity(roofs.dram_bytes_per_s, "B")}/s.`), el("div", { class: "chart" }, plot));
+    panel.replaceChildren(el("h2", {}, `Roofline of ${machine.name}`), words(machine.description ? `${machine.description}. ` : "", `Each node has a point for each pass${several ? ", grey before the passes" : ""}. The roof is ${format.quantity(roofs.flops_per_s[roofs.own] ?? 0, "FLOP/s")} and ${format.quantity(roofs.dram_bytes_per_s, "B")}/s.`), el("div", { class: "chart" }, plot));
     plot.addEventListener("click", () => { const point = plot.value; const row = point?.node && app.view.rowOf.get(point.node.name); if (row) app.show(row); });
   }
 
@@ -52,14 +52,14 @@ FX.charts = (() => {
     const other = Object.entries(app.views).find(([, view]) => view !== app.view && view.timeline);
     const ghost = other ? other[1].timeline.steps.map((step, at, all) => ({ at: (at * (steps.length - 1)) / Math.max(1, all.length - 1), bytes: step.bytes / 2 ** 20 })) : [];
     const plot = Plot.plot({
-      ...base, width: wide(panel), height: Math.max(340, Math.min(520, innerHeight - 330)), marginBottom: 42,
+      ...base, width: wide(panel), height: Math.max(330, Math.min(520, innerHeight - 400)), marginBottom: 42,
       x: { label: "step →", ticks: [] }, y: { label: "↑ MiB alive", grid: true },
       color: { domain: MEMORY_NAMES, range: ["#8c96a8", "#4c8eda", "#e6954a", "#b07cc6", "#5fb49c"], legend: true },
       marks: [
         Plot.areaY(areas, { x: "at", y: "bytes", fill: "kind", curve: "step", fillOpacity: 0.85 }),
         ghost.length ? Plot.line(ghost, { x: "at", y: "bytes", stroke: "currentColor", strokeOpacity: 0.55, strokeDasharray: "4 3", curve: "step" }) : null,
         turn > 0 ? Plot.ruleX([turn], { stroke: "currentColor", strokeOpacity: 0.4 }) : null,
-        turn > 0 ? Plot.text([{ at: turn }], { x: "at", frameAnchor: "top", dy: -8, text: () => "forward | backward" }) : null,
+        turn > 0 ? Plot.text([{ at: turn }], { x: "at", frameAnchor: "bottom", dy: 16, text: () => "forward | backward" }) : null,
         peak >= 0 ? Plot.dot([{ at: peak }], { x: "at", y: () => timeline.peak_bytes / 2 ** 20, r: 4, fill: "var(--alarm)" }) : null,
         peak >= 0 ? Plot.text([{ at: peak }], { x: "at", y: () => timeline.peak_bytes / 2 ** 20, dy: -10, text: () => `peak ${format.quantity(timeline.peak_bytes, "B")}`, fontWeight: 600 }) : null,
         Plot.ruleX(steps, Plot.pointerX({ x: (_, at) => at, stroke: "currentColor", strokeOpacity: 0.5 })),

@@ -25,8 +25,8 @@ FX.compare = (() => {
     const bars = rows.filter((row) => row.cost && row.baseline && row.ratios[figure] !== null).map((row) => ({ name: row.name, mine: row.cost[figure], theirs: row.baseline[figure] }));
     const scale = FX.FIGURES[figure].scale || 1;
     const plot = Plot.plot({
-      width: Math.max(520, Math.min(1320, panel.clientWidth - 48)), height: Math.max(160, bars.length * 18 + 60), marginLeft: Math.min(260, 7 * d3.max(bars, (bar) => bar.name.length) + 12), marginRight: 30, style: { background: "transparent", fontSize: "12px" },
-      x: { grid: true, label: `${FX.FIGURES[figure].title} of a training step →`, tickFormat: "~s", axis: "top" }, y: { domain: bars.map((bar) => bar.name), label: null, tickSize: 0 },
+      width: Math.max(520, Math.min(1320, panel.clientWidth - 48)), height: Math.max(160, bars.length * 18 + 84), marginLeft: Math.min(260, 7 * d3.max(bars, (bar) => bar.name.length) + 12), marginRight: 30, marginTop: 52, style: { background: "transparent", fontSize: "12px" },
+      x: { grid: true, label: `${FX.FIGURES[figure].title} of a training step →`, tickFormat: "~s", axis: "top", labelOffset: 36 }, y: { domain: bars.map((bar) => bar.name), label: null, tickSize: 0 },
       marks: [
         Plot.barX(bars, { y: "name", x: (bar) => bar.theirs * scale, fill: "var(--muted-ink)", fillOpacity: 0.28, insetTop: 1, insetBottom: 1 }),
         Plot.barX(bars, { y: "name", x: (bar) => bar.mine * scale, fill: "var(--accent)", fillOpacity: 0.85, insetTop: 4, insetBottom: 4, title: (bar) => `${bar.name}\n${format.figure(figure, bar.mine)} instead of ${format.figure(figure, bar.theirs)}`, tip: true }),

@@ -84,8 +84,7 @@ FX.details = (() => {
     if (!found.length) return [];
     return [section("Line of the model", ...found.slice(0, 4).map((text) => {
       const [, file, number, code] = text.match(/^(.*):(\d+): (.*)$/s) || [null, text, "", ""];
-      const root = app.data.paths.find((path) => file.startsWith(`${path}/`));
-      return el("figure", { class: "line", title: `${file}:${number}` }, el("pre", {}, el("code", {}, code)), el("figcaption", {}, `${root ? file.slice(root.length + 1) : file}:${number}`));
+      return el("figure", { class: "line" }, el("pre", {}, el("code", {}, code)), el("figcaption", {}, `${file}:${number}`));
     }))];
   }
 

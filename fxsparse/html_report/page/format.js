@@ -35,8 +35,8 @@ FX.format = (() => {
     const { unit, scale } = FX.FIGURES[name];
     return quantity(value * (scale || 1), unit);
   };
-  const percent = (value) => (value === null || value === undefined ? "–" : `${digits(100 * value)} %`);
-  const ratio = (value) => (value === null || value === undefined ? "–" : `${Number(value.toPrecision(3))}×`);
+  const percent = (value) => (value === null || value === undefined ? "–" : `${Number((100 * value).toPrecision(3))} %`);
+  const ratio = (value) => (value === null || value === undefined ? "–" : `${value < 100 ? value.toFixed(2) : digits(value)}×`);
   return { quantity, figure, percent, ratio };
 })();
 

@@ -8,7 +8,7 @@ FX.layout = (() => {
 
   function size(item) {
     const titles = width(item.label, `600 13px ${SANS}`) + (item.kind === "group" ? 26 : 0);
-    return { width: Math.min(340, Math.max(132, titles + 28, width(FX.graph.subtitle(item), `11px ${SANS}`) + 92)), height: CARD };
+    return { width: Math.min(340, Math.max(164, titles + 28, width(FX.graph.subtitle(item), `11px ${SANS}`) + 92)), height: CARD };
   }
 
   // For each unfolded module the edges between what stands in it, and between that and its own border.
@@ -101,24 +101,24 @@ FX.layout = (() => {
       for (const edge of list) for (const end of [edge.from, edge.to]) if (!graph.hasNode(end)) graph.setNode(end, { width: 2, height: 2 });
       for (const edge of list) graph.setEdge(edge.from, edge.to, { weight: edge.from.startsWith("in ") || edge.to === "out" ? 1 : 3 });
       dagre.layout(graph);
-      const head = isRoot ? 0 : HEAD;
-      const { width: wide, height: high } = graph.graph();
+      const head = isRoot ? 0 : HEAD, rim = isRoot ? 24 : PAD;
+      const nodes = new Map([...sizes.keys()].map((id) => [id, graph.node(id)]));
+      const top = d3.min(sizes, ([id, one]) => nodes.get(id).y - one.height / 2), bottom = d3.max(sizes, ([id, one]) => nodes.get(id).y + one.height / 2);
+      const wide = graph.graph().width;
       const least = isRoot ? 0 : width(container.label, `600 13px ${SANS}`) + width(FX.graph.subtitle(container), `11px ${SANS}`) + 90;
-      const shift = Math.max(0, (least - wide) / 2);
-      const placed = { item: container, width: Math.max(wide, least), height: high + head, children: [], edges: [], inAt: {}, outAt: null, left: thin.left };
-      for (const [id, one] of sizes) {
-        const node = graph.node(id);
-        placed.children.push({ ...one, x: node.x - one.width / 2 + shift, y: node.y - one.height / 2 + head });
-      }
+      const right = Math.max(0, (least - wide) / 2), down = head + rim - top;
+      const placed = { item: container, width: Math.max(wide, least), height: bottom - top + head + 2 * rim, children: [], edges: [], inAt: {}, outAt: null, left: thin.left };
+      for (const [id, one] of sizes) placed.children.push({ ...one, x: nodes.get(id).x - one.width / 2 + right, y: nodes.get(id).y - one.height / 2 + down });
       const at = new Map(placed.children.map((child) => [child.item.id, child]));
       for (const edge of list) {
-        const points = graph.edge(edge.from, edge.to).points.map(({ x, y }) => ({ x: x + shift, y: y + head }));
+        const points = graph.edge(edge.from, edge.to).points.map(({ x, y }) => ({ x: x + right, y: y + down }));
         const from = at.get(edge.from), to = at.get(edge.to);
-        const first = points[0], last = points[points.length - 1];
-        if (from) { first.y = from.y + from.height; if (from.outAt != null) first.x = from.x + from.outAt; }
-        else { const x = graph.node(edge.from).x + shift; placed.inAt[edge.from] = x; first.x = x; first.y = graph.node(edge.from).y + head; points.unshift({ x, y: 0 }); }
+        // Ports stand on the border: what dagre drew beyond it is cut off.
+        if (from) { points[0].y = from.y + from.height; if (from.outAt != null) points[0].x = from.x + from.outAt; }
+        else { const x = graph.node(edge.from).x + right; placed.inAt[edge.from] = x; while (points.length > 1 && points[0].y <= head + 2) points.shift(); points.unshift({ x, y: 0 }, { x, y: head }); }
+        const last = points[points.length - 1];
         if (to) { last.y = to.y; const port = to.inAt && (to.inAt[`in ${edge.from}`] ?? to.inAt["in *"]); if (port != null) last.x = to.x + port; }
-        else { const x = graph.node("out").x + shift; placed.outAt = x; last.x = x; last.y = graph.node("out").y + head; points.push({ x, y: placed.height }); }
+        else { const x = graph.node("out").x + right; placed.outAt = x; while (points.length > 2 && points[points.length - 1].y >= placed.height - 2) points.pop(); points.push({ x, y: placed.height }); }
         placed.edges.push({ ...edge, points });
       }
       return placed;

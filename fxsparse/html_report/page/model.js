@@ -18,7 +18,6 @@ FX.model = (() => {
   }
 
   const HIDDEN = (row) => row.kind === "get_attr" || /(^|\.)is_grad_enabled$/.test(row.target);
-  const ADDED = ["macs", "dense_macs", "flops", "dram_bytes", "sram_bytes", "cycles", "energy_pj", "time_s"];
 
   function sum(values) {
     const known = values.filter((value) => value !== null && value !== undefined);
@@ -116,5 +115,5 @@ FX.model = (() => {
     for (let one = item; one.parent; one = one.parent) found.unshift(one);
     return found;
   }
-  return { costs, rows, view, figureOf, chain, sum, FIGURES: ADDED };
+  return { costs, rows, view, figureOf, chain, sum };
 })();

@@ -42,40 +42,58 @@ FX.table = (columns, rows, { sort = null, descending = true, click = null, filte
   return { element: el("div", { class: "tabled" }, filter ? el("div", { class: "toolbar" }, box, status) : null, el("div", { class: "scroll" }, table)), box };
 };
 
+// A row for each layer (a module with what the passes put around it), or for each node.
 FX.layers = (() => {
   const { el, model } = FX;
-  let everything = false;
-  function draw(app) {
-    const panel = document.getElementById("layers");
-    const timed = app.view.cost.accelerator !== null;
-    const total = (figure) => (row) => model.figureOf(row, figure, "all");
+  let by = "layer", everything = false;
+  const isSite = (cost) => cost.site && cost.forward.dense_macs > 0;
+
+  // The passes' parts of a layer are added up; of a node's they are the report's own.
+  function columnsOf(app) {
+    const of = (figure, pass) => (item) => model.figureOf(item, figure, pass);
     const some = (figure) => app.view.cost.nodes.some((node) => node.forward[figure] !== null);
-    const isSite = (row) => row.cost.site && row.cost.forward.dense_macs > 0;
-    const density = (which) => (row) => (isSite(row) ? row.cost[which] : null);
-    const columns = [
-      { key: "name", title: "node", value: (row) => (isSite(row) ? row.cost.site.replace(/\.weight$/, "") : row.name) },
-      { key: "operator", title: "operator", value: (row) => row.cost.operator },
-      { key: "technique", title: "technique", value: (row) => row.technique },
+    const only = (item) => item.costs.find(isSite);
+    const density = (which) => (item) => (only(item) ? only(item)[which] : null);
+    const longest = (item) => {
+      const passes = item.costs.flatMap((cost) => Object.keys(FX.PASSES).map((pass) => cost[pass]));
+      return d3.greatest(passes, (cost) => cost.time_s || 0)?.bound || "";
+    };
+    const inner = (row) => !isSite(row.cost) && row.module && !row.isLeafModule;
+    const name = by === "layer"
+      ? { key: "name", title: "layer", value: (item) => layerName(item) }
+      : { key: "name", title: "module and node", value: (row) => `${row.module} ${row.name}`, cell: (row) => el("td", { title: row.name }, row.module || row.name, inner(row) ? el("small", {}, row.label) : "") };
+    return [
+      name,
+      { key: "operator", title: "operator", value: (item) => (only(item) || item.costs[0]).operator },
+      { key: "technique", title: "technique", value: (item) => FX.colour.MODES.technique.value(item, app) || "" },
       { key: "weight_density", title: "weights", hint: "density of the weight", figure: "weight_density", value: density("weight_density") },
       { key: "activation_density", title: "activations", hint: "density of the activation that grad-weight sees", figure: "activation_density", value: density("activation_density") },
-      ...Object.keys(FX.PASSES).map((pass) => ({ key: `flops:${pass}`, title: `FLOPs ${FX.PASSES[pass]}`, figure: "flops", value: (row) => row.cost[pass].flops })),
-      { key: "flops", title: "FLOPs", figure: "flops", value: total("flops") },
-      { key: "dense_macs", title: "dense MACs", figure: "dense_macs", value: total("dense_macs") },
-      { key: "dram_bytes", title: "DRAM", figure: "dram_bytes", value: total("dram_bytes") },
-      { key: "saved_bytes", title: "kept", hint: "bytes kept for backward", figure: "saved_bytes", value: (row) => row.cost.saved_bytes },
-      ...["cycles", "energy_pj", "time_s"].filter(some).map((figure) => ({ key: figure, title: FX.FIGURES[figure].title, figure, value: total(figure) })),
-      ...(timed ? [{ key: "bound", title: "bound by", value: (row) => bound(row.cost) }] : []),
+      ...Object.keys(FX.PASSES).map((pass) => ({ key: `flops:${pass}`, title: `FLOPs ${FX.PASSES[pass]}`, figure: "flops", value: of("flops", pass) })),
+      { key: "flops", title: "FLOPs", figure: "flops", value: of("flops", "all") },
+      { key: "dense_macs", title: "dense MACs", figure: "dense_macs", value: of("dense_macs", "all") },
+      { key: "dram_bytes", title: "DRAM", figure: "dram_bytes", value: of("dram_bytes", "all") },
+      { key: "saved_bytes", title: "kept", hint: "bytes kept for backward", figure: "saved_bytes", value: of("saved_bytes", "all") },
+      ...["cycles", "energy_pj", "time_s"].filter(some).map((figure) => ({ key: figure, title: FX.FIGURES[figure].title, figure, value: of(figure, "all") })),
+      ...(app.view.cost.accelerator ? [{ key: "bound", title: "bound by", value: longest }] : []),
     ];
-    const rows = app.view.cost.nodes.map((node) => app.view.rowOf.get(node.name)).filter(Boolean);
-    const weighs = (row) => row.cost.saved_bytes > 0 || Object.keys(FX.PASSES).some((pass) => row.cost[pass].flops > 0 || row.cost[pass].dram_bytes > 0);
-    const { element } = FX.table(columns, everything ? rows : rows.filter(weighs), { click: (row) => app.show(row) });
-    const toggle = el("label", {}, el("input", { type: "checkbox", checked: everything, onchange: (event) => { everything = event.target.checked; draw(app); } }), " free nodes, too");
-    element.querySelector(".toolbar").append(el("span", { class: "spacer" }), toggle);
-    panel.replaceChildren(element);
   }
-  function bound(cost) {
-    const passes = Object.keys(FX.PASSES);
-    return passes.reduce((best, pass) => ((cost[pass].time_s || 0) > (cost[best].time_s || 0) ? pass : best), passes[0]) && cost[passes.reduce((best, pass) => ((cost[pass].time_s || 0) > (cost[best].time_s || 0) ? pass : best), passes[0])].bound;
+  const layerName = (item) => (item.kind === "group" || item.isLeafModule ? item.module : item.module ? `${item.module}.${item.label}` : item.label);
+
+  function itemsOf(app) {
+    const rows = app.view.cost.nodes.map((node) => app.view.rowOf.get(node.name)).filter(Boolean);
+    const items = by === "node" ? rows : [...new Set(rows.map((row) => (row.parent?.isLeaf ? row.parent : row)))];
+    const weighs = (item) => item.costs.some((cost) => cost.saved_bytes > 0 || Object.keys(FX.PASSES).some((pass) => cost[pass].flops > 0 || cost[pass].dram_bytes > 0));
+    for (const item of items) item.name ||= item.module;
+    return everything ? items : items.filter(weighs);
+  }
+
+  function draw(app) {
+    const panel = document.getElementById("layers");
+    const { element } = FX.table(columnsOf(app), itemsOf(app), { click: (item) => app.show(item) });
+    const choice = el("div", { class: "switch", role: "radiogroup", "aria-label": "Rows" }, ["layer", "node"].map((one) => el("button", { role: "radio", "aria-checked": String(by === one), "data-by": one, onclick: () => { by = one; draw(app); } }, one === "layer" ? "Layers" : "Nodes")));
+    const toggle = el("label", {}, el("input", { type: "checkbox", checked: everything, onchange: (event) => { everything = event.target.checked; draw(app); } }), " free ones, too");
+    element.querySelector(".toolbar").append(el("span", { class: "spacer" }), toggle, choice);
+    panel.replaceChildren(element);
   }
   return { draw };
 })();
