@@ -27,7 +27,8 @@ class NodeRow:
 
     Attributes:
         name: as in the cost report. kind: the node's fx op. target: what it calls. module: path of the module that it stands for.
-        line: "FILE:LINE: CODE" of the model, the file as it is imported. made_by: the pass that put it there. inputs: names of the rows that it reads.
+        line: "FILE:LINE: CODE" of the model, the file as it is imported. made_by: the pass that put it there.
+        inputs: names of the rows that it reads.
         shape: of its result for the example, "" if it is not known. technique, bits: see ``Techniques``.
     """
 

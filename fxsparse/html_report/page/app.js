@@ -108,7 +108,7 @@ FX.start = () => {
     const text = (item) => (item.kind === "group" ? `${item.module} ${item.type}` : `${item.name} ${item.target} ${item.module} ${item.cost?.site || item.site} ${item.cost?.operator || ""} ${item.technique}`).toLowerCase();
     const all = words.length ? [...[...app.view.groups.values()].filter((group) => group.module), ...app.view.drawn] : [];
     found = all.filter((item) => { const own = text(item); return words.every((word) => own.includes(word)); });
-    const rank = (item) => (item.label.toLowerCase() === words[0] ? 0 : (item.kind === "group" ? item.module : item.name).toLowerCase().startsWith(words[0]) ? 1 : 2);
+    const rank = (item) => { const own = item.label.toLowerCase(), full = item.kind === "group" ? item.module.toLowerCase() : item.name.toLowerCase(); return words.includes(own) ? 0 : words.some((word) => full.endsWith(word)) ? 1 : full.startsWith(words[0]) ? 2 : 3; };
     found.sort((a, b) => rank(a) - rank(b));
     at = 0;
     list();
