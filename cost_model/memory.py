@@ -129,7 +129,8 @@ class SavedTensor:
 class NodeMemory:
     """What one forward node and its backward make and keep.
 
-    inputs: names of the nodes (or residents) it reads. gradient_bytes: of its output's gradient, None: as its output. alias_of: the input whose storage its output shares (views, in-place ops).
+    inputs: names of the nodes (or residents) it reads. gradient_bytes: of its output's gradient, None: as its output.
+    alias_of: the input whose storage its output shares (views, in-place ops).
     passes_gradient: its inputs' gradients are the output's own (an add); None: exactly if it is an alias.
     needs_grad False: backward never reaches it.
     """

@@ -37,3 +37,16 @@ def compact_costs(report: Mapping[str, Any]) -> dict[str, Any]:
 
     nodes = [{**node, **{which: {**node[which], "tags": noted(node[which]["tags"])} for which in PASSES}} for node in report["nodes"]]
     return {**report, "nodes": compact_rows(nodes), "tags": sets}
+
+
+def compact_graph(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of a graph, each input as its row's number."""
+    number = {row["name"]: index for index, row in enumerate(rows)}
+    return compact_rows([{**row, "inputs": [number[name] for name in row["inputs"]]} for row in rows])
+
+
+def compact_timeline(timeline: Mapping[str, Any]) -> dict[str, Any]:
+    """``MemoryTimeline.to_dict()`` with its steps as columns; a step's bytes are the sum of its kinds."""
+    steps = timeline["steps"]
+    kinds = [[step["by_kind"][index] for step in steps] for index in range(len(timeline["kinds"]))]
+    return {**timeline, "steps": {"name": [step["name"] for step in steps], "by_kind": kinds}}

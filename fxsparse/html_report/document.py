@@ -14,7 +14,7 @@ from ..cost_report import CostReport
 from ..errors import CostError, FxSparseError
 from ..estimator import arithmetic_of, machine_of
 from .before import before_of
-from .compact import compact_costs, compact_rows
+from .compact import compact_costs, compact_graph, compact_rows, compact_timeline
 from .graph_view import node_rows
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def _view(model: CompiledModel, report: CostReport) -> dict[str, Any]:
     """A graph, its costs, and its memory over a step."""
     timeline = report.timeline
     return {
-        "rows": compact_rows([row.to_dict() for row in node_rows(model)]),
+        "rows": compact_graph([row.to_dict() for row in node_rows(model)]),
         "cost": compact_costs(report.to_dict()),
-        "timeline": None if timeline is None else timeline.to_dict(),
+        "timeline": None if timeline is None else compact_timeline(timeline.to_dict()),
     }
 
 

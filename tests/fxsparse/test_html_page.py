@@ -231,6 +231,8 @@ def test_roofline_memory_and_densities_are_drawn(tab: Tab, compiled: fxs.Compile
         1 for cost in points if cost["flops"] > 0 and cost["dram_bytes"] > 0 and (cost["time_s"] or 0) > 0
     )
     tab.page.click("#tab-memory")
+    assert compiled.cost("eyeriss").timeline is not None
+    assert tab.page.evaluate("FX.app.view.timeline") == compiled.cost("eyeriss").timeline.to_dict()
     assert float(tab.page.locator("#peak").get_attribute("data-value")) == report["peak_bytes"]
     assert report["peak_node"] in tab.page.locator("#memory").inner_text()
     tab.page.click("#tab-densities")

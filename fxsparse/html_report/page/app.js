@@ -34,8 +34,8 @@ FX.start = () => {
     const less = (figure) => { return change(app.which === "after" && before?.total.ratios[figure]); };
     const kept = (name) => change(app.which === "after" && before && before[name][0] && before[name][1] / before[name][0]);
     document.getElementById("figures").replaceChildren(
-      card("FLOPs of a step", "flops", total("flops"), now.reduction.training ? `${format.percent(now.reduction.training)} of products saved` : ""),
-      card("FLOPs of inference", "flops", now.total.forward.flops, now.reduction.inference ? `${format.percent(now.reduction.inference)} of products saved` : ""),
+      card("FLOPs of a step", "flops", total("flops"), now.reduction.training ? `−${format.percent(now.reduction.training)} MACs` : ""),
+      card("FLOPs of inference", "flops", now.total.forward.flops, now.reduction.inference ? `−${format.percent(now.reduction.inference)} MACs` : ""),
       card("DRAM traffic", "dram_bytes", total("dram_bytes"), less("dram_bytes")),
       card("Kept for backward", "saved_bytes", now.saved_bytes, kept("saved_bytes")),
       card("Peak memory", "saved_bytes", now.peak_bytes, kept("peak_bytes")),

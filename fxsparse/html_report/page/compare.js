@@ -22,7 +22,7 @@ FX.compare = (() => {
         side(other.name, other.total.baseline, [other.saved_bytes[1], other.peak_bytes[1]], "baseline"),
         el("tr", { class: "strong" }, el("th", {}, "gain"), known.map((figure) => el("td", { class: "n" }, format.ratio(other.total.ratios[figure]))), ["saved_bytes", "peak_bytes"].map((name) => el("td", { class: "n" }, other[name][0] ? format.ratio(other[name][1] / other[name][0]) : "–")))));
     const figure = own.accelerator ? "time_s" : "macs";
-    const bars = rows.filter((row) => row.cost && row.baseline && row.ratios[figure] !== null).map((row) => ({ name: row.name, mine: row.cost[figure], theirs: row.baseline[figure] }));
+    const bars = rows.filter((row) => row.name !== "(all other nodes)" && row.cost && row.baseline && row.ratios[figure] !== null).map((row) => ({ name: row.name, mine: row.cost[figure], theirs: row.baseline[figure] }));
     const scale = FX.FIGURES[figure].scale || 1;
     const plot = Plot.plot({
       width: Math.max(520, Math.min(1320, panel.clientWidth - 48)), height: Math.max(160, bars.length * 18 + 84), marginLeft: Math.min(260, 7 * d3.max(bars, (bar) => bar.name.length) + 12), marginRight: 30, marginTop: 52, style: { background: "transparent", fontSize: "12px" },

@@ -44,7 +44,7 @@ FX.graph = (() => {
     app = shared;
     canvas = d3.select("#canvas");
     stage = canvas.append("g");
-    canvas.append("defs").append("marker").attr("id", "arrow").attr("viewBox", "0 0 8 8").attr("refX", 7).attr("refY", 4).attr("markerWidth", 7).attr("markerHeight", 7).attr("orient", "auto")
+    canvas.append("defs").append("marker").attr("id", "arrow").attr("viewBox", "0 0 8 8").attr("refX", 7).attr("refY", 4).attr("markerWidth", 9).attr("markerHeight", 9).attr("markerUnits", "userSpaceOnUse").attr("orient", "auto")
       .append("path").attr("d", "M0,0.8L7.2,4L0,7.2Z");
     zoom = d3.zoom().scaleExtent([0.04, 3]).on("zoom", ({ transform }) => { stage.attr("transform", transform); window(transform); });
     canvas.call(zoom).on("dblclick.zoom", null);

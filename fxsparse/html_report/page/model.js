@@ -112,10 +112,20 @@ FX.model = (() => {
     const rowOf = new Map(all.map((row) => [row.name, row]));
     for (const row of all) row.users = [];
     for (const row of all) {
-      row.sources = row.inputs.map((name) => rowOf.get(name)).filter(Boolean);
+      row.sources = row.inputs.map((at) => all[at]);
       for (const source of row.sources) source.users.push(row);
     }
-    return { cost, all, rowOf, timeline: data.timeline, ...tree(all, modules) };
+    return { cost, all, rowOf, timeline: data.timeline && timeline(data.timeline), ...tree(all, modules) };
+  }
+
+  // What MemoryTimeline.to_dict() is.
+  function timeline(data) {
+    const { name, by_kind: kinds } = data.steps;
+    const steps = name.map((one, at) => {
+      const own = kinds.map((kind) => kind[at]);
+      return { name: one, by_kind: own, bytes: own.reduce((all, size) => all + size, 0) };
+    });
+    return { ...data, steps };
   }
 
   function label(row) {
@@ -133,5 +143,5 @@ FX.model = (() => {
     for (let one = item; one.parent; one = one.parent) found.unshift(one);
     return found;
   }
-  return { costs, rows, view, figureOf, chain, sum };
+  return { costs, rows, timeline, view, figureOf, chain, sum };
 })();
