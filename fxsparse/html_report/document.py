@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ def document(
     return {
         "title": title or report.model,
         "model": report.model,
-        "versions": {"fxsparse": _own_version(), "torch": str(torch.__version__)},
+        "versions": {"fxsparse": _version(), "torch": str(torch.__version__)},
         "policy": compiled.policy.to_dict(),
         "machine": None if machine is None else _machine(machine, dtype),
         "dtype": dtype,
@@ -154,7 +155,8 @@ def _machine(machine: Accelerator, dtype: str) -> dict[str, Any]:
     }
 
 
-def _own_version() -> str:
-    from .. import __version__
-
-    return __version__
+def _version() -> str:
+    try:
+        return version("fxsparse")
+    except PackageNotFoundError:
+        return "0+unknown"
