@@ -183,18 +183,24 @@ class CompiledModel(Exporting, Showing, nn.Module):
         parameters = dict(self._root.named_parameters(remove_duplicate=False))
         return {name: self._sparsity_of(site, parameters[name]) for name, site in self._sites.items() if name in parameters}
 
-    def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
-        spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
-        kept, target = weight.numel(), 1.0
-        mask = self._masks.get(site.name)
+    def target_density(self, site: str) -> float:
+        """The density that a site's weight is to have now; 1 where no technique makes it sparse."""
+        spec, state, mask = self._specs.get(site), self.fxsparse.site(site), self._masks.get(site)
         if mask is not None and state is not None:
             regime = self.regimes[mask.regime]
-            target = int(regime.kept[regime.spec.sites.index(site.name)]) / weight.numel()
+            return int(regime.kept[regime.spec.sites.index(site)]) / self.get_parameter(site).numel()
+        if spec is not None and state is not None and spec.sparsifies_weight:
+            return float(state.get_buffer("weight_density"))
+        return 1.0
+
+    def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
+        spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
+        kept, target = weight.numel(), self.target_density(site.name)
+        if site.name in self._masks and state is not None:
             kept = int(whole(state.get_buffer("mask").sum()))
         activation: dict[str, Any] = {"target": 1.0, "actual": 1.0, "kept": None, "total": None}
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
-                target = float(state.get_buffer("weight_density"))
                 kept = int(kept_under(weight, threshold_in_use(weight, state, spec), spec).sum())
             if spec.sparsifies_activation:
                 counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]

@@ -34,7 +34,7 @@ def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
     Raises: ExportError if it cannot be written; the old file is then as it was.
     """
     try:
-        beside = _weights_beside(model, target) if model.ByteSize() > limit else None
+        beside = _weights_beside(model, target) if exceeds(model, limit) else None
         try:
             with whole_files.temporary(target) as temporary:
                 temporary.write_bytes(model.SerializeToString())
@@ -51,6 +51,18 @@ def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
         raise ExportError(f"{str(target)!r}: the graph without its dense weights is too large for one file: {error}") from error
     _remove_older(target, beside)
     return target.stat().st_size + (beside.stat().st_size if beside is not None else 0)
+
+
+def exceeds(model: Any, limit: int) -> bool:
+    """Whether a ModelProto is larger than a limit; all of it is only measured, which takes long, where its weights come near."""
+    graph = model.graph
+    size = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            held = [node.attribute[0].sparse_tensor] if node.attribute[0].name == "sparse_value" else []
+            size += sum(len(part.values.raw_data) + len(part.indices.raw_data) for part in held)
+    size += sum(len(part.values.raw_data) + len(part.indices.raw_data) for part in graph.sparse_initializer)
+    return size > limit or bool(size > limit // 2 and model.ByteSize() > limit)
 
 
 def _weights_beside(model: Any, target: Path) -> Path:
