@@ -5,6 +5,7 @@ Whatever is refused ends in one line on standard error and a status other than 0
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -15,6 +16,9 @@ from .commands.demo import demo
 from .commands.inspect import inspect
 from .commands.listings import accelerators, presets
 from .commands.refusals import OneLineErrors
+
+# Importing torch and making graphs creates objects that stay; looking through them time and again is a tenth of a short run.
+_OBJECTS_BETWEEN_COLLECTIONS = 200_000
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -43,6 +47,7 @@ def root(
 
 def main() -> None:
     """The entry point."""
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     app(prog_name="fxsparse")
 
 

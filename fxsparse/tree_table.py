@@ -24,12 +24,12 @@ class Bar:
 
     fraction: float
 
-    def text(self, full: str = "#", empty: str = ".") -> str:
-        """The bar; the smallest part of something is one cell, and all but everything is not the whole."""
+    def text(self, full: str = "#", small: str = ":", empty: str = ".") -> str:
+        """The bar; all but everything is not the whole, and the smallest part of something is not nothing."""
         share = min(max(self.fraction, 0.0), 1.0)
-        cells = round(share * BAR_CELLS)
-        cells = 1 if share > 0 and cells == 0 else BAR_CELLS - 1 if share < 1 and cells == BAR_CELLS else cells
-        return full * cells + empty * (BAR_CELLS - cells)
+        cells = min(round(share * BAR_CELLS), BAR_CELLS - (share < 1.0))
+        start = small if share > 0 and not cells else ""
+        return start + full * cells + empty * (BAR_CELLS - cells - len(start))
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,6 @@ def _label(line: Line[Any], ascii_only: bool) -> Text:
 def _cell(cell: str | Bar, ascii_only: bool) -> Text:
     if isinstance(cell, str):
         return Text(cell)
-    drawn = cell.text("#", " ") if ascii_only else cell.text("━", " ")
+    drawn = cell.text("#", ":", " ") if ascii_only else cell.text("━", "╸", " ")
     filled = drawn.rstrip()
     return Text.assemble((filled, "cyan"), drawn[len(filled) :])

@@ -181,7 +181,7 @@ def test_dot_has_every_operator_in_the_box_of_its_module(tmp_path: Path) -> None
 
 def test_dot_quotes_every_name() -> None:
     text = fxs.compile(Strange(), None, (torch.zeros(2, 4),)).to_dot()
-    assert _quoted("a\"b", "c\\") == '"a\\"b\\nc\\\\"'
+    assert _quoted('a"b', "c\\") == '"a\\"b\\nc\\\\"'
     assert "evil" not in unquoted(text)
     assert "script" not in unquoted(text)
     assert unquoted(text).count("[") == unquoted(text).count("]")
