@@ -30,13 +30,14 @@ from .ranks import whole
 from .report import Report
 from .resolve_saved import SavedPlan
 from .run_report import RunReport, run_report
+from .showing import Showing
 
 if TYPE_CHECKING:
     from .onnx_export.example import CallForm
     from .stages import Stage
 
 
-class CompiledModel(Exporting, Inspecting, nn.Module):
+class CompiledModel(Exporting, Inspecting, Showing, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fxsparse.cost_model.attention import Attention
-from fxsparse.cost_model.memory import NodeMemory, SavedTensor, training_peak
+from fxsparse.cost_model.memory import MemoryTimeline, NodeMemory, SavedTensor, training_peak
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.workload import Contraction
 from fxsparse.cost_model.workloads import Workload, contractions_of, workload_from_dict
@@ -97,7 +97,7 @@ class Ledger:
     given: list[tuple[str, Pair]] = field(default_factory=list)
     persistent_bytes: int = 0
     _workloads: dict[int, list[tuple[Workload, ...]]] = field(default_factory=dict)
-    _peaks: dict[int, tuple[int, str, int]] = field(default_factory=dict)
+    _timelines: dict[int, MemoryTimeline] = field(default_factory=dict)
 
     def workloads(self, batch: int) -> list[tuple[Workload, ...]]:
         """The workloads of each entry for a number of samples."""
@@ -121,13 +121,20 @@ class Ledger:
             found.append(own)
         return found
 
-    def peak(self, batch: int) -> tuple[int, str, int]:
-        """The most bytes alive at one step of training, the step, and how many of them are alive throughout."""
-        if batch not in self._peaks:
-            resident = {"parameters and buffers": self.persistent_bytes, **{name: _at(size, batch) for name, size in self.given}}
-            timeline = training_peak(self._nodes(batch), resident=resident)
-            self._peaks[batch] = (timeline.peak_bytes, timeline.peak_step, sum(resident.values()))
-        return self._peaks[batch]
+    def resident_bytes(self, batch: int) -> int:
+        """Bytes that are alive throughout: parameters, buffers and inputs."""
+        return sum(self._resident(batch).values())
+
+    def timeline(self, batch: int) -> MemoryTimeline:
+        """The memory of one step of training, forward and backward."""
+        if batch not in self._timelines:
+            if len(self._timelines) > 8:
+                self._timelines.clear()
+            self._timelines[batch] = training_peak(self._nodes(batch), resident=self._resident(batch))
+        return self._timelines[batch]
+
+    def _resident(self, batch: int) -> dict[str, int]:
+        return {"parameters and buffers": self.persistent_bytes, **{name: _at(size, batch) for name, size in self.given}}
 
     def _nodes(self, batch: int) -> list[NodeMemory]:
         counted: set[str] = set()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fxsparse.cost_model.cost import PassCost, WorkloadCost
 from fxsparse.cost_model.estimate import total_cost
 from fxsparse.cost_model.gemm import PASSES
+from fxsparse.cost_model.memory import MemoryTimeline
 from fxsparse.cost_model.operands import OperandSparsity
 from fxsparse.cost_model.workload import Contraction
 
@@ -95,6 +96,7 @@ class CostReport:
         peak_bytes: the most memory alive at one moment of the step, parameters, buffers, inputs and gradients included;
             peak_node: the step where that is; resident_bytes: the part of it that is alive throughout.
         coverage: the share of all operands' bytes that belongs to operators that are known.
+        timeline: the memory at each step of forward and backward; not part of ``to_dict``. None in a report that was put together by hand.
     """
 
     model: str
@@ -107,6 +109,7 @@ class CostReport:
     peak_node: str
     resident_bytes: int
     coverage: float
+    timeline: MemoryTimeline | None = field(default=None, repr=False)
 
     @cached_property
     def total(self) -> WorkloadCost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import FxSparseError
-from ..whole_files import temporary, write_text
+from ..whole_files import write_text
 from .output import progress, require_outputs, show
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class _Inspection:
         from .arguments import example_input
         from .models import load_model
 
-        self.name, self.inputs, self.machine = model, inputs, machine
+        self.name, self.inputs, self.machine, self.compare = model, inputs, machine, compare or ""
         self.policy = as_policy(None if policy == DENSE else policy)
         self.other_policy = None if compare is None else as_policy(None if compare == DENSE else compare)
         self.example = tuple(example_input(text) for text in inputs)
@@ -136,9 +135,7 @@ class _Inspection:
         said = []
         if html_path is not None:
             stage(f"writing {html_path}")
-            with temporary(html_path) as unfinished:
-                self.compiled.save_html(unfinished, self.machine, compare=self.other)
-                os.replace(unfinished, html_path)
+            self.compiled.save_html(html_path, self.machine, compare=None if self.other is None else {self.compare: self.other})
             said.append(f"written to {html_path} ({html_path.stat().st_size:,} bytes)")
         if onnx_path is not None:
             stage(f"writing {onnx_path}")

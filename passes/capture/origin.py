@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import linecache
-import os
 import re
 import types
 
-import torch
-
-import fxsparse.errors
-
-_PASSES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_NOT_THE_MODEL = tuple(
-    os.path.join(root, "") for root in (os.path.dirname(torch.__file__), _PASSES, os.path.dirname(fxsparse.errors.__file__))
-)
+_NOT_THE_MODEL = ("torch", "fxsparse")
 
 
 def stack_trace_of(frame: types.FrameType | None, stop: types.CodeType) -> str | None:
     """The innermost line that belongs neither to torch nor to fxsparse, as in a traceback; None if there is none inside of ``stop``."""
     while frame is not None and frame.f_code is not stop:
         file = frame.f_code.co_filename
-        if not file.startswith((*_NOT_THE_MODEL, "<")):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in _NOT_THE_MODEL and not file.startswith("<"):
             code = linecache.getline(file, frame.f_lineno).strip()
             return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}\n    {code}'
         frame = frame.f_back
