@@ -15,7 +15,7 @@ from rich.text import Text
 from .module_tree import Line
 
 BAR_CELLS = 10
-_WIDE, _LEAST_LABEL = 100_000, 8
+_WIDE, _LEAST_LABEL, _ALL = 100_000, 8, 0.9995  # sums of shares miss 1 by rounding
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Bar:
     def text(self, full: str = "#", small: str = ":", empty: str = ".") -> str:
         """The bar; all but everything is not the whole, and the smallest part of something is not nothing."""
         share = min(max(self.fraction, 0.0), 1.0)
-        cells = min(round(share * BAR_CELLS), BAR_CELLS - (share < 1.0))
+        cells = min(round(share * BAR_CELLS), BAR_CELLS - (share < _ALL))
         start = small if share > 0 and not cells else ""
         return start + full * cells + empty * (BAR_CELLS - cells - len(start))
 
