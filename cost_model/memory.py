@@ -129,7 +129,7 @@ class SavedTensor:
 class NodeMemory:
     """What one forward node and its backward make and keep.
 
-    inputs: names of the nodes (or residents) it reads. alias_of: the input whose storage its output shares (views, in-place ops).
+    inputs: names of the nodes (or residents) it reads. gradient_bytes: of its output's gradient, None: as its output. alias_of: the input whose storage its output shares (views, in-place ops).
     passes_gradient: its inputs' gradients are the output's own (an add); None: exactly if it is an alias.
     needs_grad False: backward never reaches it.
     """
@@ -137,6 +137,7 @@ class NodeMemory:
     name: str
     inputs: tuple[str, ...] = ()
     output_bytes: int = 0
+    gradient_bytes: int | None = None
     alias_of: str | None = None
     saved: tuple[SavedTensor, ...] = ()
     forward_transient_bytes: int = 0
@@ -194,7 +195,7 @@ def _backward_steps(nodes: Sequence[NodeMemory], owner: Mapping[str, str], by_na
         allocates: list[tuple[str, int]] = []
         if position == 0 and node.needs_grad:
             gradient[node.name] = f"{_GRADIENT}{node.name}"
-            allocates.append((gradient[node.name], node.output_bytes))
+            allocates.append((gradient[node.name], _gradient_bytes(node)))
         if not node.needs_grad or node.name not in gradient:
             continue
         incoming = gradient[node.name]
@@ -210,15 +211,15 @@ def _backward_steps(nodes: Sequence[NodeMemory], owner: Mapping[str, str], by_na
                 if passed:
                     shared.add(incoming)
                 else:
-                    allocates.append((gradient[name], source.output_bytes))
+                    allocates.append((gradient[name], _gradient_bytes(source)))
             elif gradient[name] in shared:
                 reads.append(gradient[name])
                 gradient[name] = f"{_GRADIENT}{name}:{node.name}"
-                allocates.append((gradient[name], source.output_bytes))
-                transient += 0 if passed else source.output_bytes
+                allocates.append((gradient[name], _gradient_bytes(source)))
+                transient += 0 if passed else _gradient_bytes(source)
             else:
                 reads.append(gradient[name])
-                transient += 0 if passed else source.output_bytes
+                transient += 0 if passed else _gradient_bytes(source)
         if node.parameter_gradient_bytes:
             allocates.append((f"{_PARAMETERS}{node.name}", node.parameter_gradient_bytes))
         steps.append(
@@ -230,6 +231,10 @@ def _backward_steps(nodes: Sequence[NodeMemory], owner: Mapping[str, str], by_na
             )
         )
     return steps
+
+
+def _gradient_bytes(node: NodeMemory) -> int:
+    return node.output_bytes if node.gradient_bytes is None else node.gradient_bytes
 
 
 def training_peak(nodes: Sequence[NodeMemory], *, resident: Mapping[str, int] | None = None) -> MemoryTimeline:

@@ -70,13 +70,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    """What liveness needs of a node; sizes are [of a sample, fixed]."""
+    """What liveness needs of a node; sizes are [of a sample, fixed]. parts: of the storages of an output that has several."""
 
     name: str
     inputs: tuple[str, ...] = ()
     output: Pair = (0, 0)
+    parts: tuple[Pair, ...] = ()
     alias_of: str | None = None
-    saved: tuple[tuple[str, Pair], ...] = ()
+    saved: tuple[tuple[Storage, Pair], ...] = ()
     transient: tuple[int, int, int, int] = (0, 0, 0, 0)
     parameters: tuple[tuple[str, int], ...] = ()
     passes_gradient: bool = False
@@ -142,9 +143,16 @@ class Ledger:
         for index, row in enumerate(self.memory):
             for name, _ in row.parameters:
                 last_use[name] = index
+        kept = {storage for row in self.memory for storage, _ in row.saved}
+        # What is kept of an output of several storages lives on by itself: the codes without the values beside them.
+        parts = {(row.name, part): _at(size, batch) for row in self.memory for part, size in enumerate(row.parts)}
+        apart = {storage: size for storage, size in parts.items() if storage in kept}
         nodes = []
         for index, row in enumerate(self.memory):
             gradients = 0
+            own = {(row.name, part): apart[row.name, part] for part in range(len(row.parts)) if (row.name, part) in apart}
+            output = _at(row.output, batch)
+            saved = (*own.items(), *((storage, _at(size, batch)) for storage, size in row.saved))
             for name, size in row.parameters:
                 if last_use[name] == index and name not in counted:
                     counted.add(name)
@@ -153,9 +161,13 @@ class Ledger:
                 NodeMemory(
                     name=row.name,
                     inputs=row.inputs,
-                    output_bytes=_at(row.output, batch),
+                    output_bytes=output - sum(own.values()),
+                    gradient_bytes=output - sum(size for (_, part), size in own.items() if part),
                     alias_of=row.alias_of,
-                    saved=tuple(SavedTensor(storage=storage, stored_bytes=_at(size, batch)) for storage, size in row.saved),
+                    saved=tuple(
+                        SavedTensor(storage=f"{name}:{part}" if (name, part) in apart else name, stored_bytes=size)
+                        for (name, part), size in saved
+                    ),
                     forward_transient_bytes=_at(row.transient[:2], batch),
                     backward_transient_bytes=_at(row.transient[2:], batch),
                     parameter_gradient_bytes=gradients,
@@ -367,12 +379,13 @@ class _Reader:
             owner = one.storage[0]
             if not owner.startswith("buffer:") and any(one.size):
                 is_node = owner in self.known or owner == name
-                kept.append((owner, (0, 0)) if is_node else (":".join(map(str, one.storage)), one.size))
+                kept.append((one.storage, (0, 0)) if is_node else ((":".join(map(str, one.storage)), 0), one.size))
         self._add(
             _Memory(
                 name=name,
                 inputs=inputs,
                 output=size,
+                parts=tuple(storages) if alias is None and len(storages) > 1 and not runs_graph else (),
                 alias_of=alias,
                 saved=tuple(kept),
                 transient=tuple(facts.get("transient") or (0, 0, 0, 0)),

@@ -31,7 +31,16 @@ class Techniques:
         if role and site in self.swat and made_by != "insert_masks":
             names.append("SWAT")
         if made_by == "compress_saved" and role:
-            kept = self.blpa.get(site) or self.saved.get(site)
-            bits = kept.bits if kept is not None else 1
-            names.append("BLPA" if site in self.blpa else "SavedActivations" if site in self.saved else "one bit")
+            bits = _bits_of(node)
+            names.append("SavedActivations" if site in self.saved else "BLPA" if self.blpa else "one bit")
         return " + ".join(names), bits
+
+
+def _bits_of(node: fx.Node) -> int:
+    """The bits that an operator is told to keep values in; one if it is told none, since it then keeps where something is positive."""
+    schema = getattr(node.target, "_schema", None)
+    for index, argument in enumerate(schema.arguments if schema is not None else ()):
+        value = node.args[index] if index < len(node.args) else None
+        if argument.name == "bits" and isinstance(value, int):
+            return value
+    return 1

@@ -64,7 +64,7 @@ FX.start = () => {
     app.which = which;
     app.view = viewOf(which);
     for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-checked", String(button.dataset.view === which));
-    app.selected = selected && (selected.kind === "group" ? app.view.groups.get(selected.module) : app.view.rowOf.get(selected.name) || app.view.groups.get(selected.module)) || null;
+    app.selected = selected && (selected.kind === "group" ? app.view.groups.get(selected.key) : app.view.rowOf.get(selected.name) || app.view.groups.get(selected.module)) || null;
     figures();
     FX.graph.draw({ keep: app.selected?.id });
     FX.details.shown(app.selected);

@@ -50,7 +50,11 @@ FX.charts = (() => {
     const areas = steps.flatMap((step, at) => kinds.map((kind, index) => ({ at, kind: MEMORY_NAMES[MEMORY.indexOf(kind)], bytes: step.by_kind[index] / 2 ** 20 })));
     const peak = steps.findIndex((step) => step.name === timeline.peak_step && step.bytes === timeline.peak_bytes);
     const other = Object.entries(app.views).find(([, view]) => view !== app.view && view.timeline);
-    const ghost = other ? other[1].timeline.steps.map((step, at, all) => ({ at: (at * (steps.length - 1)) / Math.max(1, all.length - 1), bytes: step.bytes / 2 ** 20 })) : [];
+    // The other graph has another number of steps: its forward lies over this one's, and so does its backward.
+    const there = other ? other[1].timeline.steps : [];
+    const back = there.findIndex((step) => step.name.startsWith("backward of "));
+    const moved = (at) => (at < back ? (at * turn) / back : turn + ((at - back) * (steps.length - 1 - turn)) / Math.max(1, there.length - 1 - back));
+    const ghost = turn > 0 && back > 0 ? there.map((step, at) => ({ at: moved(at), bytes: step.bytes / 2 ** 20 })) : [];
     const plot = Plot.plot({
       ...base, width: wide(panel), height: Math.max(330, Math.min(520, innerHeight - 400)), marginBottom: 42,
       x: { label: "step →", ticks: [] }, y: { label: "↑ MiB alive", grid: true },
@@ -61,7 +65,7 @@ FX.charts = (() => {
         turn > 0 ? Plot.ruleX([turn], { stroke: "currentColor", strokeOpacity: 0.4 }) : null,
         turn > 0 ? Plot.text([{ at: turn }], { x: "at", frameAnchor: "bottom", dy: 16, text: () => "forward | backward" }) : null,
         peak >= 0 ? Plot.dot([{ at: peak }], { x: "at", y: () => timeline.peak_bytes / 2 ** 20, r: 4, fill: "var(--alarm)" }) : null,
-        peak >= 0 ? Plot.text([{ at: peak }], { x: "at", y: () => timeline.peak_bytes / 2 ** 20, dy: -10, text: () => `peak ${format.quantity(timeline.peak_bytes, "B")}`, fontWeight: 600 }) : null,
+        peak >= 0 ? Plot.text([{ at: peak }], { x: "at", y: () => timeline.peak_bytes / 2 ** 20, dy: -12, textAnchor: peak > 0.85 * steps.length ? "end" : "middle", text: () => `peak ${format.quantity(timeline.peak_bytes, "B")}`, fontWeight: 600 }) : null,
         Plot.ruleX(steps, Plot.pointerX({ x: (_, at) => at, stroke: "currentColor", strokeOpacity: 0.5 })),
         Plot.tip(steps, Plot.pointerX({ x: (_, at) => at, y: (step) => step.bytes / 2 ** 20, title: (step) => `${step.name}\n${format.quantity(step.bytes, "B")}\n${kinds.map((kind, index) => `${MEMORY_NAMES[MEMORY.indexOf(kind)]} ${format.quantity(step.by_kind[index], "B")}`).join("\n")}` })),
       ].filter(Boolean),

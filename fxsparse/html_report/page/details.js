@@ -95,8 +95,8 @@ FX.details = (() => {
       const found = densities.find((one) => one.site === site);
       const skips = report.skips.filter((skip) => skip.site === site);
       const entries = spec ? Object.entries(spec.specs ? Object.assign({}, ...spec.specs) : spec).filter(([name, value]) => name !== "site" && value !== null && typeof value !== "object") : [];
-      const of = (which) => found?.[which] && found[which].target !== 1 ? `${found[which].actual === null ? "not seen yet" : FX.format.percent(found[which].actual)} kept (target ${FX.format.percent(found[which].target)})` : "";
-      return [section("Site", pairs([["weight", site], ["weight kept", of("weight")], ["activations kept", of("activation")], ...entries.map(([name, value]) => [name.replaceAll("_", " "), value]), ...skips.map((skip) => ["left exact", skip.reason])]))];
+      const of = (which) => found?.[which] && found[which].target !== 1 ? found[which].actual === null ? `not counted yet, target ${FX.format.percent(found[which].target)}` : `${FX.format.percent(found[which].actual)} kept, target ${FX.format.percent(found[which].target)}` : "";
+      return [section("Site", pairs([["weight", site], ["weights now", of("weight")], ["activations now", of("activation")], ...entries.map(([name, value]) => [name.replaceAll("_", " "), value]), ...skips.map((skip) => ["left exact", skip.reason])]))];
     });
   }
 

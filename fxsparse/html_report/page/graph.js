@@ -4,7 +4,7 @@ FX.graph = (() => {
   const line = d3.line((point) => point.x, (point) => point.y).curve(d3.curveBasis);
   let app, canvas, stage, zoom, placed = new Map(), cards = new Map();
 
-  const isOpen = (group) => app.open.has(group.module);
+  const isOpen = (group) => app.open.has(group.key);
 
   function subtitle(item) {
     if (item.kind === "group") {
@@ -28,12 +28,12 @@ FX.graph = (() => {
       const more = below.reduce((all, group) => all + group.children.length - 1, 0);
       if (count + more > FIRST_CARDS) {
         let rest = below.filter((group) => count + group.children.length - 1 <= FIRST_CARDS && group.children.length <= 6 && below.length <= 2);
-        for (const group of rest) { open.add(group.module); count += group.children.length - 1; }
+        for (const group of rest) { open.add(group.key); count += group.children.length - 1; }
         if (!rest.length) break;
         level = rest;
         continue;
       }
-      for (const group of below) open.add(group.module);
+      for (const group of below) open.add(group.key);
       count += more;
       level = below;
     }
@@ -163,10 +163,10 @@ FX.graph = (() => {
 
   // Folding
   function toggle(group) {
-    if (app.open.has(group.module)) app.open.delete(group.module);
+    if (app.open.has(group.key)) app.open.delete(group.key);
     else {
-      app.open.add(group.module);
-      for (let one = group; one.children.length === 1 && one.children[0].kind === "group" && !one.children[0].isLeaf; ) { one = one.children[0]; app.open.add(one.module); }
+      app.open.add(group.key);
+      for (let one = group; one.children.length === 1 && one.children[0].kind === "group" && !one.children[0].isLeaf; ) { one = one.children[0]; app.open.add(one.key); }
     }
     draw({ keep: group.id });
     focus(group);
@@ -174,19 +174,19 @@ FX.graph = (() => {
   function unfoldLevel() {
     const below = [...placed.values()].filter((box) => box.item.kind === "group" && !box.open && !box.item.isLeaf);
     const leaves = below.length ? below : [...placed.values()].filter((box) => box.item.kind === "group" && !box.open);
-    for (const { item } of leaves) app.open.add(item.module);
+    for (const { item } of leaves) app.open.add(item.key);
     draw({ keep: app.selected?.id });
     if (!app.selected) fit();
   }
   function foldLevel() {
     const groups = [...placed.values()].filter((box) => box.open && box.item !== app.view.root);
     const deepest = d3.max(groups, (box) => box.item.depth);
-    for (const { item } of groups) if (item.depth === deepest) app.open.delete(item.module);
+    for (const { item } of groups) if (item.depth === deepest) app.open.delete(item.key);
     draw({ keep: app.selected && placed.has(app.selected.id) ? app.selected.id : undefined });
     fit();
   }
   function reveal(item) {
-    for (const one of FX.model.chain(item)) if (one !== item && one.kind === "group") app.open.add(one.module);
+    for (const one of FX.model.chain(item)) if (one !== item && one.kind === "group") app.open.add(one.key);
     if (!placed.has(item.id)) draw();
     centre(item);
   }
@@ -214,7 +214,7 @@ FX.graph = (() => {
 
   function select(item, { quiet = false } = {}) {
     app.selected = item;
-    stage.selectAll(".selected, .near").classed("selected near", false);
+    stage.selectAll(".selected, .near, .lit").classed("selected near lit", false);
     stage.selectAll(".skip").remove();
     if (!item) return;
     const visible = (one) => FX.model.chain(one).find((above) => placed.has(above.id) && !placed.get(above.id).open) || one;
@@ -226,13 +226,15 @@ FX.graph = (() => {
       for (const user of row.users || []) if (user.parent && !inside.has(user)) ends.set(visible(user).id, "out");
     }
     const own = placed.get(item.id);
+    const drawn = new Map([...stage.node().querySelectorAll(".edges path")].map((path) => [`${path.dataset.from}\n${path.dataset.to}`, path]));
     for (const [id, way] of ends) {
       cards.get(id)?.classList.add("near");
       const other = placed.get(id);
       if (!own || !other || id === item.id) continue;
       const [from, to] = way === "in" ? [other, own] : [own, other];
-      const start = [from.x + from.width / 2, from.y + from.height], end = [to.x + to.width / 2, to.y];
-      const path = d3.linkVertical()({ source: start, target: end });
+      const edge = drawn.get(`${from.item.id}\n${to.item.id}`);
+      if (edge) { edge.classList.add("lit"); continue; }
+      const path = d3.linkVertical()({ source: [from.x + from.width / 2, from.y + from.height], target: [to.x + to.width / 2, to.y] });
       stage.append("path").attr("class", "skip").attr("d", path).attr("marker-end", "url(#arrow)");
     }
     if (!quiet) focus(item);

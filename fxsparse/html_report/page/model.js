@@ -17,7 +17,8 @@ FX.model = (() => {
     return { ...report, nodes };
   }
 
-  const HIDDEN = (row) => row.kind === "get_attr" || /(^|\.)is_grad_enabled$/.test(row.target);
+  // Reads of parameters, and numbers that are computed from shapes, would hide what is computed from tensors.
+  const HIDDEN = (row) => row.kind === "get_attr" || (row.cost === null && !["placeholder", "output", "python"].includes(row.kind));
 
   function sum(values) {
     const known = values.filter((value) => value !== null && value !== undefined);
@@ -36,11 +37,12 @@ FX.model = (() => {
     return item.figures[key];
   }
 
-  function group(id, parent, modules) {
+  function group(key, parent, modules) {
+    const id = key.replace(/#\d+$/, "");
     const parts = id.split(".");
     const last = parts[parts.length - 1];
     const label = /^\d+$/.test(last) && parts.length > 1 ? parts.slice(-2).join(".") : last;
-    return { id: `m:${id}`, module: id, label, kind: "group", type: modules[id] || "", children: [], parent, rows: [], costs: [], depth: parent ? parent.depth + 1 : 0 };
+    return { id: `m:${key}`, key, module: id, label, kind: "group", type: modules[id] || "", children: [], parent, rows: [], costs: [], depth: parent ? parent.depth + 1 : 0 };
   }
 
   function tree(all, modules) {
@@ -52,8 +54,24 @@ FX.model = (() => {
       for (let size = 1; size < parts.length; size++) inner.add(parts.slice(0, size).join("."));
       members.set(row.module, [...(members.get(row.module) || []), row]);
     }
-    const main = (row) => row.kind === "call_module" || row.role === "contraction";
-    const isLeafGroup = (module) => members.get(module).length > 1 && members.get(module).filter(main).length <= 1;
+    // A leaf module's nodes that hang together are one call of it: a group if they are several, else the node itself.
+    const keyOf = new Map();
+    for (const [module, rows] of members) {
+      if (inner.has(module)) continue;
+      const own = new Set(rows), seen = new Set();
+      let calls = 0;
+      for (const first of rows) {
+        if (seen.has(first)) continue;
+        const call = [], open = [first];
+        seen.add(first);
+        while (open.length) {
+          const row = open.pop();
+          call.push(row);
+          for (const other of [...row.sources, ...row.users]) if (own.has(other) && !seen.has(other)) { seen.add(other); open.push(other); }
+        }
+        if (call.length > 1) { calls += 1; for (const row of call) keyOf.set(row, calls > 1 ? `${module}#${calls}` : module); }
+      }
+    }
     const root = group("", null, modules);
     const groups = new Map([["", root]]);
     function at(module) {
@@ -66,10 +84,10 @@ FX.model = (() => {
       return groups.get(module);
     }
     for (const row of drawn) {
-      const grouped = inner.has(row.module) || isLeafGroup(row.module);
-      const parent = grouped ? at(row.module) : at(row.module.includes(".") ? row.module.slice(0, row.module.lastIndexOf(".")) : "");
+      const key = inner.has(row.module) ? row.module : keyOf.get(row);
+      const parent = key !== undefined ? at(key) : at(row.module.includes(".") ? row.module.slice(0, row.module.lastIndexOf(".")) : "");
       row.parent = parent;
-      row.isLeafModule = !grouped;
+      row.isLeafModule = key === undefined;
       parent.children.push(row);
       for (let above = parent; above; above = above.parent) {
         above.rows.push(row);
@@ -92,10 +110,10 @@ FX.model = (() => {
       row.label = label(row);
     }
     const rowOf = new Map(all.map((row) => [row.name, row]));
+    for (const row of all) row.users = [];
     for (const row of all) {
       row.sources = row.inputs.map((name) => rowOf.get(name)).filter(Boolean);
-      row.users ||= [];
-      for (const source of row.sources) (source.users ||= []).push(row);
+      for (const source of row.sources) source.users.push(row);
     }
     return { cost, all, rowOf, timeline: data.timeline, ...tree(all, modules) };
   }

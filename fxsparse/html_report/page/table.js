@@ -83,7 +83,7 @@ FX.layers = (() => {
     const rows = app.view.cost.nodes.map((node) => app.view.rowOf.get(node.name)).filter(Boolean);
     const items = by === "node" ? rows : [...new Set(rows.map((row) => (row.parent?.isLeaf ? row.parent : row)))];
     const weighs = (item) => item.costs.some((cost) => cost.saved_bytes > 0 || Object.keys(FX.PASSES).some((pass) => cost[pass].flops > 0 || cost[pass].dram_bytes > 0));
-    for (const item of items) item.name ||= item.module;
+    for (const item of items) item.name ||= item.key;
     return everything ? items : items.filter(weighs);
   }
 
