@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .attach import Attachment, attach
 from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
+from .inspecting import Inspecting
 from .mask_machine import MaskMachine
 from .onnx_export.exporting import Exporting
 from .policy import Policy
@@ -33,9 +34,10 @@ from .showing import Showing
 
 if TYPE_CHECKING:
     from .onnx_export.example import CallForm
+    from .stages import Stage
 
 
-class CompiledModel(Exporting, Showing, nn.Module):
+class CompiledModel(Exporting, Inspecting, Showing, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else
@@ -74,6 +76,7 @@ class CompiledModel(Exporting, Showing, nn.Module):
         root_cost: Mapping[str, Any] | None = None,
         example: CallForm | None = None,
         accelerator: Accelerator | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -91,6 +94,7 @@ class CompiledModel(Exporting, Showing, nn.Module):
         own["_root_cost"] = dict(root_cost or {})
         own["_example"] = example
         own["_accelerator"] = accelerator
+        own["_stages"] = tuple(stages)
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers

@@ -50,6 +50,7 @@ class Entry:
     Attributes:
         name: unique among the executions; a node of a nested graph stands behind its call: "encoder/linear".
         node, graph: the node and the path of its graph. kind: see ``annotate_cost``.
+        module: path of the module that the node stands for.
         unknown: bytes of a sample, and fixed, that operators move which are not known. note: why something is not known.
     """
 
@@ -64,6 +65,7 @@ class Entry:
     unknown: Mapping[str, Pair] = field(default_factory=dict)
     note: str = ""
     dtype: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +237,8 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(path, name, node.name, facts, next(given, None), owners, nodes)
             elif node.op not in ("output", "get_attr"):
-                self._node(node.name, path, prefix, facts_of(node).get("site", ""), facts, owners, nodes)
+                own = facts_of(node)
+                self._node(node.name, path, prefix, own.get("site", ""), facts, owners, nodes, module=own.get("module"))
         return owners
 
     def _placeholder(
@@ -283,6 +286,7 @@ class _Reader:
         owners: dict[Storage, Storage],
         nodes: dict[str, str],
         given: Sequence[Storage | None] = (),
+        module: str | None = None,
     ) -> None:
         name = f"{prefix}{node}"
         back: list[tuple[str, str]] = []
@@ -300,7 +304,7 @@ class _Reader:
                     before = tuple(dict.fromkeys((*inputs, *(inner for inner, _ in back))))
                     self._add(_Memory(name=source[0], inputs=before, output=self.sizes[source], needs_grad=True))
             if "node" in call:
-                self._node(call["node"], path, prefix, "", call["facts"], owners, nodes, given=bound)
+                self._node(call["node"], path, prefix, "", call["facts"], owners, nodes, given=bound, module=module)
                 for index, source, place in call.get("outputs", ()):
                     owners[node, index] = ("", 0) if source == "" else owners.get((source, place), (name, index))
                     back.append((f"{prefix}{call['node']}", owners[node, index][0]))
@@ -331,6 +335,7 @@ class _Reader:
                     unknown={key: _pair(size) for key, size in facts.get("unknown", {}).items()},
                     note=facts.get("note", ""),
                     dtype=facts.get("dtype", ""),
+                    module=path if module is None else module,
                 )
             )
         if facts["kind"] in ("value", "input", "parameter") and "inputs" not in facts:

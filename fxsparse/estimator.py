@@ -146,6 +146,7 @@ def _node(entry: Entry, rows: list[tuple[CostRequest, WorkloadCost]], densities:
         name=entry.name,
         node=entry.node,
         graph=entry.graph,
+        module=entry.module,
         site=entry.site,
         operator=entry.operator,
         forward=cost.forward,
