@@ -31,6 +31,7 @@ from .canonical import as_node, attribute_name, writes_in_place
 from .fake_twin import FakeTwin
 from .flags import TrainingFlag, plain
 from .guarded_calls import guarded_calls
+from .origin import stack_trace_of
 from .proxies import Refused
 from .readings import BatchSize, Reading, read_of
 from .rebuild import Template, constructor_of, parts_of, tensors_in
@@ -96,6 +97,7 @@ class Recorder(TorchFunctionMode):
         self.paths: dict[nn.Module, str] = {}
         for name, module in self.root.named_modules():
             self.paths.setdefault(module, name)
+        self._modules = {path: module for module, path in self.paths.items()}
         self._expected: Iterator[fx.Node] | None = iter(like.graph.nodes) if like is not None else None
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Any] = []
@@ -173,7 +175,11 @@ class Recorder(TorchFunctionMode):
             expected = next(self._expected, None)
             if expected is None or expected.op != op or not (expected.target is target or expected.target == target):
                 raise Diverged
-        return self.graph.create_node(op, target, args, kwargs)
+        node = self.graph.create_node(op, target, args, kwargs)
+        if op not in ("placeholder", "output"):
+            node.meta["nn_module_stack"] = {path: (path, type(self._modules[path])) for path in self._stack[1:]}
+            node.stack_trace = stack_trace_of(sys._getframe(1), Recorder.record.__code__)
+        return node
 
     def _bind(self, tensor: torch.Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
