@@ -288,4 +288,5 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
         changes=changes,
         skips=skips,
         left=dict(captured.left),
+        recorded=tuple(path for path, forward in captured.forwards.items() if forward.current_variant().is_recorded),
     )

@@ -41,6 +41,7 @@ class Report:
         model: class name of the model. graphs: number of nodes of each graph, by module path ("" is the root).
         sites: one row for each contraction with a parameter. changes, skips: what the passes did and did not do.
         left: modules that keep their Python, with the reason.
+        recorded: paths of the graphs that one call was recorded for; the others were traced.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Report:
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
     left: dict[str, str]
+    recorded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -59,6 +61,7 @@ class Report:
             "changes": [_listed(asdict(change)) for change in self.changes],
             "skips": [asdict(skip) for skip in self.skips],
             "left": dict(self.left),
+            "recorded": list(self.recorded),
         }
 
     def table(self, depth: int | None = None) -> str:

@@ -137,3 +137,12 @@ def test_look_inside_shows_every_side(tmp_path: Path) -> None:
     out = run("look_inside.py", folder=tmp_path)
     for words in ("9 rewritten", "+++ (root) after insert_swat", "stage2.conv1.weight: conv", "critical path: ", "stage3: "):
         assert words in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "library"), [("gpt2", "transformers"), ("bert", "transformers"), ("vit", "timm")])
+def test_train_libraries_lowers_the_loss(model: str, library: str, tmp_path: Path) -> None:
+    pytest.importorskip(library)
+    out = run("train_libraries.py", "--model", model, "--steps", "40", folder=tmp_path)
+    first, last = (float(number) for number in re.findall(r"loss ([\d.]+) in .* steps, ([\d.]+) in the last", out)[0])
+    assert last < first

@@ -174,6 +174,8 @@ class _Capturer:
 
     def _in_parts(self, module: nn.Module, path: str, example: Arguments | None) -> None:
         """Leaves a module its Python, and captures its children."""
+        if path in self.unrecorded and "Error: " in self.left.get(path, ""):
+            self.left[path] = self.unrecorded[path]  # what went wrong on proxies says less than what did on fake tensors
         if example is not None:
             self._record_calls(path, example)
         self._children(module, path)

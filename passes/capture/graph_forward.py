@@ -78,6 +78,11 @@ class Variant:
         self._graph: Any = graph
         self.graph_module: fx.GraphModule = fx.GraphModule(owner, graph, class_name=f"{type(owner).__name__}Graph")
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether one call was recorded; else the module was traced."""
+        return self.facts.sizes is not None
+
     def tensors(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
         """The graph's inputs for a call; None if the graph is not right for it."""
         try:

@@ -159,3 +159,24 @@ def test_call_with_an_object_runs_in_parts(policy: Any) -> None:
 def test_example_with_an_object_keeps_python() -> None:
     compiled = fxs.compile(GivenObject(), None, (X, Cache()))
     assert_left(compiled, "", "Cache", {"a", "b"})
+
+
+class Grouped(nn.Module):
+    """Experts of which each multiplies its own rows, as transformers computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 8, 8) / 4)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        rows = x.flatten(0, 1)
+        ends = torch.tensor([3, 7, 12], dtype=torch.int32)
+        return {"y": self.last(torch._grouped_mm(rows, self.experts.transpose(-2, -1), offs=ends).view(x.shape))}
+
+
+def test_products_of_groups_are_sites_that_stay_dense() -> None:
+    compiled = compile_neutral(Grouped(), X, batches=False)
+    assert set(compiled.sites) == {"experts", "last.weight"}
+    sparse = fxs.compile(Grouped(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (X,))
+    assert any(skip.site == "experts" and "mixture of experts" in skip.reason for skip in sparse.report.skips)
