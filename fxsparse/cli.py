@@ -48,7 +48,10 @@ def root(
 def main() -> None:
     """The entry point."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    app(prog_name="fxsparse")
+    try:
+        app(prog_name="fxsparse")
+    finally:
+        gc.freeze()  # the interpreter ends without looking through them all once more
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ class CostComparison:
         limits = ", ".join(f"{100 * share:.0f} % {_BOUNDS.get(name, name)}" for name, share in shares if share >= 0.01)
         if self.pays:
             return f"On {self.accelerator} it pays: {work}, and {times}, {self.speedup:.2f} times as fast. Of its time: {limits}."
-        paid = f"On {self.accelerator} sparsity does not pay: {work}, but {times}, {self.speedup:.2f} times as fast."
+        subject = "sparsity" if self.total.baseline and self.total.baseline.macs == self.total.baseline.dense_macs else "it"
+        paid = f"On {self.accelerator} {subject} does not pay: {work}, but {times}, {self.speedup:.2f} times as fast."
         return f"{paid} {self._reason()} Of its time: {limits}."
 
     def _time_by_bound(self) -> list[tuple[str, float]]:
