@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blpa_norm import decode_norm
 from .codes import groups, masks
 from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
 from .codes.room import give_back_free_pages
 from .codes.scheme import parse
 from .divide_bins import keep_reaching
+from .normalise import decode_norm
 from .operator import operator
 from .pack_sparse import NEAREST, unpack_sparse
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from .. import meta
 from ..graph import Recorder, first_real_node, value
+from ..ops.operator import REFERENCE
 from ..ops.pack_sparse import NEAREST
 from ..specs_saved import SavedSpec, Spec
 from ..state import CLOCK_TARGET
@@ -42,7 +43,10 @@ class Editor:
         self.gm.graph.erase_node(node)
 
     def op(self, target: Any, role: str, spec: Spec, *args: Any) -> fx.Node:
-        """A call of an operator, which says for what it is there."""
+        """A call of an operator, which says for what it is there. Which kernels it may use is decided later (see lower.py)."""
+        last = target._schema.arguments[-1]
+        if last.name == REFERENCE and len(args) + 1 == len(target._schema.arguments):
+            args = (*args, last.default_value)
         made = self.make.function(target, *args)
         meta.write(made, site=spec.site, role=role)
         return made

@@ -1,0 +1,2 @@
+/* The kernels of one element type. */
+#include "norm.h"
