@@ -48,6 +48,14 @@ INLINE void widen(const uint8_t *restrict bytes, float *restrict out, int64_t n,
     for (int64_t i = 0; i < n; i++) out[i] = (float)(int32_t)((bytes[i] >> shift) & mask);
 }
 
+/* A position in a table of 2**16 numbers: the finaliser of splitmix64. */
+INLINE int64_t noise_offset(uint64_t seed, uint64_t step, uint64_t block) {
+    uint64_t z = seed * 0x9E3779B97F4A7C15u + step * 0xD1B54A32D192ED03u + block * 0x8CB92BA72F3D8DD7u + 0x632BE59BD9B4E019u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return (int64_t)((z ^ (z >> 31)) & 0xFFFFu);
+}
+
 INLINE float of_float(float value) { return value; }
 INLINE float to_float(float value) { return value; }
 

@@ -16,8 +16,11 @@ FILE = Path(__file__).with_name("native.so")
 VERSION = 1  # of the kernels' arguments; level.c says the same
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_POINTER, _LONG, _UNSIGNED, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
+    "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
+    "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
+    "groups_gradient": [_POINTER] * 3 + [_LONG] * 2 + [_INT, _POINTER, _INT],
     "norm_encode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER] * 2 + [_INT],
     "norm_decode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER, _INT],
     "norm_backward": [_POINTER] * 4 + [_LONG] * 4 + [_INT] * 3 + [_POINTER] * 4 + [_INT],

@@ -1,0 +1,129 @@
+"""Native kernels against the reference in PyTorch: the same codes bit for bit, the same gradients but for the rounding of sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fxsparse.passes.ops  # noqa: F401
+from fxsparse.passes.kernels.library import library
+from fxsparse.passes.ops.codes import channels as rows
+from fxsparse.passes.ops.codes import groups
+from fxsparse.passes.ops.codes.groups import Rounding
+from fxsparse.passes.ops.normalise import ACTIVATIONS, decode_norm
+
+pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels were not built")
+
+ops = torch.ops.fxsparse
+WIDTHS = st.sampled_from([1, 2, 4, 8])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+SEEDS = st.integers(0, 10_000)
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, 3e38, -3e38]
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1),
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sprinkled(x: Tensor, special: list[float], seed: int) -> Tensor:
+    """The tensor with these values at random places."""
+    flat = x.reshape(-1)
+    for value in special if flat.numel() else []:
+        flat[int(torch.randint(flat.numel(), (), generator=generator(seed)))] = value
+        seed += 1
+    return flat.view(x.shape)
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.equal(found.nan_to_num(nan=12345.0), expected.nan_to_num(nan=12345.0))
+
+
+# Groups
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.integers(1, 3000), st.sampled_from([8, 16, 24, 40, 64, 256, 1024, 4096]), WIDTHS, DTYPES, SEEDS, st.booleans(),
+    st.sampled_from(["positive", "nearest", "stochastic"]), st.lists(st.sampled_from(SPECIAL), max_size=2),
+)  # fmt: skip
+def test_groups(count: int, size: int, bits: int, dtype: torch.dtype, seed: int, of_square: bool, kind: str, special: list[float]) -> None:
+    x = sprinkled(torch.randn(count, generator=generator(seed)).to(dtype), special, seed)
+    x = x.clamp(min=0) if kind == "positive" else x
+    rounding = Rounding(seed, 7) if kind == "stochastic" else Rounding()
+    value = torch.square if of_square else None
+    code, expected = (groups.encode(x, size, bits, kind == "positive", rounding, value, reference) for reference in (False, True))
+    assert same(code[1], expected[1])
+    assert torch.equal(code[0], expected[0])
+    decoded = [torch.full_like(x, 777) for _ in range(2)]
+    for reference, out in enumerate(decoded):
+        groups.decode(*code, count, size, bits, kind == "positive", out, bool(reference))
+    assert same(*decoded)
+    if kind == "positive":
+        grad, passed = torch.randn(count, generator=generator(seed + 1)).to(dtype), [torch.full_like(x, 777) for _ in range(2)]
+        for reference, out in enumerate(passed):
+            groups.where_positive(*code, size, bits, grad, out, bool(reference))
+        assert same(*passed)
+
+
+def test_noise_runs_through_blocks_of_many_groups() -> None:
+    x = torch.randn(3 * (1 << 17) + 1000, generator=generator(0))
+    for size in (256, 72, 1 << 16):
+        code, expected = (groups.encode(x, size, 2, False, Rounding(3, 5), None, reference) for reference in (False, True))
+        assert torch.equal(code[0], expected[0])
+
+
+# Norms
+
+
+@st.composite
+def norms(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    shape = draw(st.integers(1, 5)), draw(st.integers(1, 19)), *draw(st.lists(st.integers(1, 40), max_size=2))
+    seed = draw(SEEDS)
+    x = torch.randn(shape, generator=generator(seed)) * 2 + 0.3
+    w, b = (torch.randn(shape[1], generator=generator(seed + index)) for index in (1, 2))
+    w = sprinkled(w, draw(st.lists(st.sampled_from([0.0, 1e-35, 0.01, -0.01]), max_size=3)), seed)
+    b = sprinkled(b, draw(st.lists(st.sampled_from([5.0, -5.0, 0.0]), max_size=3)), seed + 1)
+    x = sprinkled(x, draw(st.lists(st.sampled_from(SPECIAL), max_size=1)), seed)
+    return x, w, b
+
+
+@settings(max_examples=400, deadline=None)
+@given(norms(), st.sampled_from(sorted(ACTIVATIONS)), WIDTHS, DTYPES, st.sampled_from(sorted(LAYOUTS)), st.booleans())
+def test_norms(given_: tuple[Tensor, Tensor, Tensor], activation: str, bits: int, dtype: torch.dtype, layout: str, training: bool) -> None:
+    x, w, b = (item.to(dtype) for item in given_)
+    x = LAYOUTS[layout](x)
+    training = training and x.numel() > x.shape[1]
+    running = torch.full((2, x.shape[1]), 0.5).to(dtype)
+    arguments = (x, w, b, *running, training, 0.1, 1e-5, activation, bits, True, False)
+    found, expected = (ops.blpa_norm(*arguments, reference) for reference in (False, True))
+    for index in (0, 2, 4, 5):
+        assert same(found[index], expected[index])
+    assert found[0].stride() == expected[0].stride()
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[3], expected[3])
+
+    decoded = [torch.empty_like(found[0]) for _ in range(2)]
+    for reference, out in enumerate(decoded):
+        decode_norm(found[1], found[2], activation, bits, out, bool(reference))
+    assert same(*decoded)
+
+    grad = torch.randn(x.shape, generator=generator(4)).to(dtype)
+    settled = (*found[1:4], found[0].stride(), training, activation, bits, False)
+    exact = ops.blpa_norm_backward(grad.float(), *settled, True)
+    results = [ops.blpa_norm_backward(grad, *settled, False)]
+    rough = {"rtol": 3e-2, "atol": 1e-1} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    for gx, gw, gb in results:
+        torch.testing.assert_close(gw, exact[1], equal_nan=True, **rough)
+        torch.testing.assert_close(gb, exact[2], equal_nan=True, **rough)
+        gain = (found[2][rows.GAIN].abs().nan_to_num() + 1).view(1, -1, *[1] * (x.dim() - 2))
+        torch.testing.assert_close(gx.float() / gain, exact[0] / gain, equal_nan=True, **rough)
