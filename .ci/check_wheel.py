@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -27,12 +28,15 @@ def main(checkout: Path, elsewhere: Path) -> None:
         assert home == site.joinpath(*package.split(".")), f"{package} was imported from {home}, not from the wheel in {site}"
         for file in sorted((checkout / folder).rglob("*")):
             inner = file.relative_to(checkout / folder)
-            if file.suffix in {".py", ".yaml", ".typed"} and "__pycache__" not in inner.parts and not (home / inner).is_file():
+            if file.suffix in {".py", ".yaml", ".typed", ".c", ".h"} and "__pycache__" not in inner.parts and not (home / inner).is_file():
                 missing.append(f"{folder}/{inner}")
     assert not missing, f"not in the wheel: {missing}"
     assert (site / "fxsparse" / "py.typed").is_file()
     for name in ("passes", "cost_model"):
         assert not (site / name).exists(), f"the wheel installs a top-level {name}"
+    kernels = importlib.import_module("fxsparse.passes.kernels.library").library()
+    assert kernels is not None or shutil.which("cc") is None, "there is a C compiler, but the wheel has no native kernels"
+    print("native kernels:", "none" if kernels is None else kernels.level)
     print(f"fxsparse {importlib.metadata.version('fxsparse')} works from {site}")
 
 

@@ -41,8 +41,8 @@ def blpa_norm(
     y is `activation` ("none", "relu", "relu6", "hardswish", "silu") of torch's batch_norm of x (N, C, *), to the bit. `packed`
     (uint8) holds a code of `bits` bits for each element, `stats` (float32) what reads it: the scheme is of_norm(bits, activation).
     `mask` has one bit for each element where z lies inside ReLU6's range, else nothing. `new_mean` and `new_var` are what the
-    running statistics become; the operator writes to none of its inputs. Not `wanted`: empty codes. To `settle`, forward and backward,
-    is to give free pages of the heap back to the system when the code is made and when it was read. `reference`: without native kernels.
+    running statistics become; the operator writes to none of its inputs. Not `wanted`: empty codes. To `settle` is to give free
+    pages of the heap back to the system in backward, before the code is read. `reference`: without native kernels.
 
     The gradients are those of BLPA: exact for `bias` and for what passes a ReLU or ReLU6, approximate for `weight` and x, whose
     normalised value comes from the code. After Hardswish and SiLU the derivative is taken at the code's value.
@@ -57,8 +57,6 @@ def blpa_norm(
         return ACTIVATIONS[activation](z), nothing, x.new_empty((rows.ROWS, 0), dtype=torch.float32), nothing.clone(), mean, var
     kernels = None if reference or not is_dense(x) else kernels_for(x)
     work = Forward(x, (weight, bias), running, norm, activation, bits, kernels)
-    if settle:
-        give_back_free_pages(work.packed)
     return work.y, work.packed, work.stats, work.mask(), mean, var
 
 

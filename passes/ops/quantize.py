@@ -27,7 +27,7 @@ def encode(
         return x.new_empty(0, dtype=torch.uint8), x.new_empty((1 if positive else 2, 0), dtype=torch.float32)
     rounding = Rounding() if seed == NEAREST else Rounding(seed, int(clock.item()))
     packed, stats = groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
-    give_back_free_pages(packed)
+    give_back_free_pages(packed, if_grown=True)
     return packed, stats
 
 
@@ -81,7 +81,7 @@ def dequantize(
     """
     read = parse(scheme)
     if read.kind == "range":
-        give_back_free_pages(packed)
+        give_back_free_pages(packed, if_grown=True)
     out = torch.empty_strided(list(shape), list(strides), dtype=dtype, device=packed.device)
     if out.numel() == 0:
         return out
