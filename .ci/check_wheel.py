@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 FLOORS = {"fxsparse": "fxsparse", "fxsparse.passes": "passes", "fxsparse.cost_model": "cost_model"}
+SHIPPED = {".py", ".yaml", ".typed", ".html", ".js", ".css", ".txt", ".c", ".h"}
 
 
 def main(checkout: Path, elsewhere: Path) -> None:
@@ -28,7 +29,7 @@ def main(checkout: Path, elsewhere: Path) -> None:
         assert home == site.joinpath(*package.split(".")), f"{package} was imported from {home}, not from the wheel in {site}"
         for file in sorted((checkout / folder).rglob("*")):
             inner = file.relative_to(checkout / folder)
-            if file.suffix in {".py", ".yaml", ".typed", ".c", ".h"} and "__pycache__" not in inner.parts and not (home / inner).is_file():
+            if file.suffix in SHIPPED and "__pycache__" not in inner.parts and not (home / inner).is_file():
                 missing.append(f"{folder}/{inner}")
     assert not missing, f"not in the wheel: {missing}"
     assert (site / "fxsparse" / "py.typed").is_file()

@@ -198,8 +198,9 @@ class Accelerator:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
+            near = closest(path.name, [other.name for other in path.parent.glob("*.y*ml")])
             raise CostError(
-                f"accelerator file {path} cannot be read: {error.strerror}; give the path of a YAML file or a shipped name"
+                f"accelerator file {path} cannot be read: {error.strerror}; give the path of a YAML file or a shipped name{near}"
             ) from None
         return _parsed(text, str(path))
 

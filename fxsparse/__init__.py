@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .preset_policies import presets
     from .recalibrate import recalibrate_batch_norm
     from .report import Report
+    from .run_log import RunLog
     from .run_report import RunReport
     from .techniques import BLPA, SWAT, SavedActivations
 
@@ -52,6 +53,7 @@ _HOMES = {
     "Policy": "policy",
     "presets": "preset_policies",
     "Report": "report",
+    "RunLog": "run_log",
     "RunReport": "run_report",
     **dict.fromkeys(("BLPA", "SWAT", "SavedActivations"), "techniques"),
     **dict.fromkeys(("GMP", "NM", "SET", "GraNet", "RigL", "StaticMask"), "mask_techniques"),
@@ -83,6 +85,7 @@ __all__ = [
     "PolicyError",
     "Report",
     "RigL",
+    "RunLog",
     "RunReport",
     "SavedActivations",
     "StaticMask",

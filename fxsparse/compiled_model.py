@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .attach import Attachment, attach
 from .cost_report import CostReport
 from .errors import FxSparseError
 from .estimator import cost_of
+from .inspecting import Inspecting
 from .mask_machine import MaskMachine
 from .onnx_export.exporting import Exporting
 from .policy import Policy
@@ -29,12 +30,14 @@ from .ranks import whole
 from .report import Report
 from .resolve_saved import SavedPlan
 from .run_report import RunReport, run_report
+from .showing import Showing
 
 if TYPE_CHECKING:
     from .onnx_export.example import CallForm
+    from .stages import Stage
 
 
-class CompiledModel(Exporting, nn.Module):
+class CompiledModel(Exporting, Inspecting, Showing, nn.Module):
     """A model whose forward runs rewritten graphs, with the original's parameters, buffers, names and signature.
 
     Made by ``fxs.compile``. The state that fxsparse adds stands under ``fxsparse.`` in ``state_dict()``; everything else
@@ -73,6 +76,7 @@ class CompiledModel(Exporting, nn.Module):
         root_cost: Mapping[str, Any] | None = None,
         example: CallForm | None = None,
         accelerator: Accelerator | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         super().__init__()
         own = self.__dict__
@@ -90,6 +94,7 @@ class CompiledModel(Exporting, nn.Module):
         own["_root_cost"] = dict(root_cost or {})
         own["_example"] = example
         own["_accelerator"] = accelerator
+        own["_stages"] = tuple(stages)
         own["_attached"] = False
         own["_parameters"] = root._parameters
         own["_buffers"] = root._buffers
@@ -182,18 +187,24 @@ class CompiledModel(Exporting, nn.Module):
         parameters = dict(self._root.named_parameters(remove_duplicate=False))
         return {name: self._sparsity_of(site, parameters[name]) for name, site in self._sites.items() if name in parameters}
 
-    def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
-        spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
-        kept, target = weight.numel(), 1.0
-        mask = self._masks.get(site.name)
+    def target_density(self, site: str) -> float:
+        """The density that a site's weight is to have now; 1 where no technique makes it sparse."""
+        spec, state, mask = self._specs.get(site), self.fxsparse.site(site), self._masks.get(site)
         if mask is not None and state is not None:
             regime = self.regimes[mask.regime]
-            target = int(regime.kept[regime.spec.sites.index(site.name)]) / weight.numel()
+            return int(regime.kept[regime.spec.sites.index(site)]) / self.get_parameter(site).numel()
+        if spec is not None and state is not None and spec.sparsifies_weight:
+            return float(state.get_buffer("weight_density"))
+        return 1.0
+
+    def _sparsity_of(self, site: Site, weight: nn.Parameter) -> dict[str, Any]:
+        spec, state = self._specs.get(site.name), self.fxsparse.site(site.name)
+        kept, target = weight.numel(), self.target_density(site.name)
+        if site.name in self._masks and state is not None:
             kept = int(whole(state.get_buffer("mask").sum()))
         activation: dict[str, Any] = {"target": 1.0, "actual": 1.0, "kept": None, "total": None}
         if spec is not None and state is not None:
             if spec.sparsifies_weight:
-                target = float(state.get_buffer("weight_density"))
                 kept = int(kept_under(weight, threshold_in_use(weight, state, spec), spec).sum())
             if spec.sparsifies_activation:
                 counts = [buffer for key, buffer in state._buffers.items() if key.startswith("activation_counts") and buffer is not None]

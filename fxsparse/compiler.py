@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
+from fxsparse.passes.origins import origins_of, write_origins
 from fxsparse.passes.saving.places import places_of
 from fxsparse.passes.sites import Site, describe, execution_order, graphs_in_order
 from fxsparse.passes.specs import SwatSpec
@@ -36,6 +38,7 @@ from .policy import Policy, as_policy
 from .report import Report, SiteRow
 from .resolve import Plan, resolve
 from .resolve_saved import SavedPlan, resolve_saved
+from .stages import CAPTURE, Trace
 from .techniques import Technique, require_member
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -52,6 +55,7 @@ def compile(
     extra_passes: Sequence[GraphPass] = (),
     check_graphs: bool = True,
     fuel: int | None = None,
+    trace: bool = False,
 ) -> CompiledModel:
     """A model that trains as ``policy`` says, in an ordinary loop, with the parameters and buffers of ``model``.
 
@@ -67,6 +71,7 @@ def compile(
         extra_passes: passes of your own, run on every graph after fxsparse's.
         check_graphs: run the verifier after each pass.
         fuel: rewrite at most this many contractions, to find by bisection the one that misbehaves.
+        trace: keep the readable code and the graph after each pass, for ``compiled.diff("insert_swat")`` and ``compiled.stages``.
 
     Raises:
         CostError: there is no such accelerator.
@@ -98,7 +103,8 @@ def compile(
     slots = {name: call_slots(sites[name]) for name in plan.specs}
     rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs)
     label_sites(captured, names)
-    results = rewriter.rewrite(captured, None if fuel is None else [fuel])
+    stages = Trace() if trace else None
+    results = rewriter.rewrite(captured, None if fuel is None else [fuel], stages)
     rewritten = {change.graph for result in results for change in result.changes}
     install(captured, rewritten, rewriter)
     with leaving_no_trace():
@@ -118,6 +124,7 @@ def compile(
         root_cost=root_cost,
         example=None if example is None else CallForm.of(*example),
         accelerator=machine,
+        stages=() if stages is None else stages.stages,
     )
     annotate_figures(compiled, machine)
     return compiled
@@ -136,26 +143,35 @@ class Rewriter:
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
 
-    def rewrite(self, captured: Capture, fuel: list[int] | None) -> list[PassResult]:
+    def rewrite(self, captured: Capture, fuel: list[int] | None, trace: Trace | None = None) -> list[PassResult]:
         """Runs all passes over all graphs."""
         results = []
         for path, variant, gm in graphs_in_order(captured):
             captured.forwards[path].owner.__dict__[STATE] = self.state
-            results += self._passes(path, captured.forwards[path].variants[variant], gm, fuel)
+            keep = None if trace is None else partial(trace.keep, path=path, variant=variant, gm=gm)
+            results += self._passes(path, captured.forwards[path].variants[variant], gm, fuel, keep)
         return results
 
-    def _passes(self, path: str, variant: Variant, gm: Any, fuel: list[int] | None) -> list[PassResult]:
+    def _passes(
+        self, path: str, variant: Variant, gm: Any, fuel: list[int] | None, keep: Callable[[str], None] | None = None
+    ) -> list[PassResult]:
         gm.__dict__[STATE] = self.state
+        origins = origins_of(gm, path)
         results = []
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         if self.kept or self.specs:
             inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel))
+        if keep is not None:
+            keep(CAPTURE)
         for item in (*inserted, *self.extra_passes):
             results.append(item(gm))
+            if keep is not None:
+                keep(item.name)
             if self.check_graphs:
                 verify(gm, path)
+        write_origins(gm, origins, results)
         return results
 
     def __call__(self, owner: nn.Module, path: str, example: Arguments) -> Variant:

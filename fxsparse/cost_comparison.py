@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from rich.table import Table
 from fxsparse.cost_model.cost import PassCost, sum_costs
 
 from .errors import CostError
-from .report import render
+from .quantities import quantity
+from .tree_table import render
 
 if TYPE_CHECKING:
     from .cost_report import CostReport, NodeCost
@@ -48,14 +50,14 @@ class ComparedCost:
         return self.ratio("time_s")
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain data."""
+        """The row as plain data; a ratio to nothing is None."""
         return {
             "name": self.name,
             "cost": None if self.cost is None else self.cost.to_dict(),
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
             "bound": self.bound,
             "baseline_bound": self.baseline_bound,
-            "ratios": {figure: self.ratio(figure) for figure in FIGURES},
+            "ratios": {figure: _finite(self.ratio(figure)) for figure in FIGURES},
         }
 
 
@@ -128,7 +130,8 @@ class CostComparison:
         limits = ", ".join(f"{100 * share:.0f} % {_BOUNDS.get(name, name)}" for name, share in shares if share >= 0.01)
         if self.pays:
             return f"On {self.accelerator} it pays: {work}, and {times}, {self.speedup:.2f} times as fast. Of its time: {limits}."
-        paid = f"On {self.accelerator} sparsity does not pay: {work}, but {times}, {self.speedup:.2f} times as fast."
+        subject = "sparsity" if self.total.baseline and self.total.baseline.macs == self.total.baseline.dense_macs else "it"
+        paid = f"On {self.accelerator} {subject} does not pay: {work}, but {times}, {self.speedup:.2f} times as fast."
         return f"{paid} {self._reason()} Of its time: {limits}."
 
     def _time_by_bound(self) -> list[tuple[str, float]]:
@@ -225,11 +228,13 @@ def _bound(nodes: Iterable[NodeCost]) -> str | None:
     return sum_costs(cost for node in nodes for cost in (node.forward, node.grad_input, node.grad_weight)).bound
 
 
+def _finite(number: float | None) -> float | None:
+    return None if number is None or math.isinf(number) else number
+
+
 def _ratio(number: float | None) -> str:
     return "-" if number is None else f"{number:.2f}x"
 
 
 def _time(cost: PassCost | None) -> str:
-    from .cost_text import quantity
-
     return quantity((cost.time_s if cost is not None else None) or 0.0, "s")

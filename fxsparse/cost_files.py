@@ -78,7 +78,7 @@ def _problems(report: CostReport) -> dict[str, str]:
 def _csv(report: CostReport) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    own = ("name", "graph", "site", "operator", "weight_density", "activation_density", "saved_bytes", "known")
+    own = ("name", "graph", "module", "site", "operator", "weight_density", "activation_density", "saved_bytes", "known")
     writer.writerow([*own, *(f"{which}_{figure}" for which in PASSES for figure in (*FIGURES, "bound"))])
     for node in report.nodes:
         values = [getattr(getattr(node, which), figure) for which in PASSES for figure in (*FIGURES, "bound")]

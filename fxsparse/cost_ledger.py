@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fxsparse.cost_model.attention import Attention
-from fxsparse.cost_model.memory import NodeMemory, SavedTensor, training_peak
+from fxsparse.cost_model.memory import MemoryTimeline, NodeMemory, SavedTensor, training_peak
 from fxsparse.cost_model.pointwise import Pointwise
 from fxsparse.cost_model.workload import Contraction
 from fxsparse.cost_model.workloads import Workload, contractions_of, workload_from_dict
@@ -50,6 +50,7 @@ class Entry:
     Attributes:
         name: unique among the executions; a node of a nested graph stands behind its call: "encoder/linear".
         node, graph: the node and the path of its graph. kind: see ``annotate_cost``.
+        module: path of the module that the node stands for.
         unknown: bytes of a sample, and fixed, that operators move which are not known. note: why something is not known.
     """
 
@@ -64,17 +65,19 @@ class Entry:
     unknown: Mapping[str, Pair] = field(default_factory=dict)
     note: str = ""
     dtype: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    """What liveness needs of a node; sizes are [of a sample, fixed]."""
+    """What liveness needs of a node; sizes are [of a sample, fixed]. parts: of the storages of an output that has several."""
 
     name: str
     inputs: tuple[str, ...] = ()
     output: Pair = (0, 0)
+    parts: tuple[Pair, ...] = ()
     alias_of: str | None = None
-    saved: tuple[tuple[str, Pair], ...] = ()
+    saved: tuple[tuple[Storage, Pair], ...] = ()
     transient: tuple[int, int, int, int] = (0, 0, 0, 0)
     parameters: tuple[tuple[str, int], ...] = ()
     passes_gradient: bool = False
@@ -95,7 +98,7 @@ class Ledger:
     given: list[tuple[str, Pair]] = field(default_factory=list)
     persistent_bytes: int = 0
     _workloads: dict[int, list[tuple[Workload, ...]]] = field(default_factory=dict)
-    _peaks: dict[int, tuple[int, str, int]] = field(default_factory=dict)
+    _timelines: dict[int, MemoryTimeline] = field(default_factory=dict)
 
     def workloads(self, batch: int) -> list[tuple[Workload, ...]]:
         """The workloads of each entry for a number of samples."""
@@ -119,13 +122,20 @@ class Ledger:
             found.append(own)
         return found
 
-    def peak(self, batch: int) -> tuple[int, str, int]:
-        """The most bytes alive at one step of training, the step, and how many of them are alive throughout."""
-        if batch not in self._peaks:
-            resident = {"parameters and buffers": self.persistent_bytes, **{name: _at(size, batch) for name, size in self.given}}
-            timeline = training_peak(self._nodes(batch), resident=resident)
-            self._peaks[batch] = (timeline.peak_bytes, timeline.peak_step, sum(resident.values()))
-        return self._peaks[batch]
+    def resident_bytes(self, batch: int) -> int:
+        """Bytes that are alive throughout: parameters, buffers and inputs."""
+        return sum(self._resident(batch).values())
+
+    def timeline(self, batch: int) -> MemoryTimeline:
+        """The memory of one step of training, forward and backward."""
+        if batch not in self._timelines:
+            if len(self._timelines) > 8:
+                self._timelines.clear()
+            self._timelines[batch] = training_peak(self._nodes(batch), resident=self._resident(batch))
+        return self._timelines[batch]
+
+    def _resident(self, batch: int) -> dict[str, int]:
+        return {"parameters and buffers": self.persistent_bytes, **{name: _at(size, batch) for name, size in self.given}}
 
     def _nodes(self, batch: int) -> list[NodeMemory]:
         counted: set[str] = set()
@@ -133,9 +143,16 @@ class Ledger:
         for index, row in enumerate(self.memory):
             for name, _ in row.parameters:
                 last_use[name] = index
+        kept = {storage for row in self.memory for storage, _ in row.saved}
+        # What is kept of an output of several storages lives on by itself: the codes without the values beside them.
+        parts = {(row.name, part): _at(size, batch) for row in self.memory for part, size in enumerate(row.parts)}
+        apart = {storage: size for storage, size in parts.items() if storage in kept}
         nodes = []
         for index, row in enumerate(self.memory):
             gradients = 0
+            own = {(row.name, part): apart[row.name, part] for part in range(len(row.parts)) if (row.name, part) in apart}
+            output = _at(row.output, batch)
+            saved = (*own.items(), *((storage, _at(size, batch)) for storage, size in row.saved))
             for name, size in row.parameters:
                 if last_use[name] == index and name not in counted:
                     counted.add(name)
@@ -144,9 +161,13 @@ class Ledger:
                 NodeMemory(
                     name=row.name,
                     inputs=row.inputs,
-                    output_bytes=_at(row.output, batch),
+                    output_bytes=output - sum(own.values()),
+                    gradient_bytes=output - sum(size for (_, part), size in own.items() if part),
                     alias_of=row.alias_of,
-                    saved=tuple(SavedTensor(storage=storage, stored_bytes=_at(size, batch)) for storage, size in row.saved),
+                    saved=tuple(
+                        SavedTensor(storage=f"{name}:{part}" if (name, part) in apart else name, stored_bytes=size)
+                        for (name, part), size in saved
+                    ),
                     forward_transient_bytes=_at(row.transient[:2], batch),
                     backward_transient_bytes=_at(row.transient[2:], batch),
                     parameter_gradient_bytes=gradients,
@@ -216,7 +237,8 @@ class _Reader:
             if node.op == "placeholder":
                 self._placeholder(path, name, node.name, facts, next(given, None), owners, nodes)
             elif node.op not in ("output", "get_attr"):
-                self._node(node.name, path, prefix, facts_of(node).get("site", ""), facts, owners, nodes)
+                own = facts_of(node)
+                self._node(node.name, path, prefix, own.get("site", ""), facts, owners, nodes, module=own.get("module"))
         return owners
 
     def _placeholder(
@@ -264,6 +286,7 @@ class _Reader:
         owners: dict[Storage, Storage],
         nodes: dict[str, str],
         given: Sequence[Storage | None] = (),
+        module: str | None = None,
     ) -> None:
         name = f"{prefix}{node}"
         back: list[tuple[str, str]] = []
@@ -281,7 +304,7 @@ class _Reader:
                     before = tuple(dict.fromkeys((*inputs, *(inner for inner, _ in back))))
                     self._add(_Memory(name=source[0], inputs=before, output=self.sizes[source], needs_grad=True))
             if "node" in call:
-                self._node(call["node"], path, prefix, "", call["facts"], owners, nodes, given=bound)
+                self._node(call["node"], path, prefix, "", call["facts"], owners, nodes, given=bound, module=module)
                 for index, source, place in call.get("outputs", ()):
                     owners[node, index] = ("", 0) if source == "" else owners.get((source, place), (name, index))
                     back.append((f"{prefix}{call['node']}", owners[node, index][0]))
@@ -312,6 +335,7 @@ class _Reader:
                     unknown={key: _pair(size) for key, size in facts.get("unknown", {}).items()},
                     note=facts.get("note", ""),
                     dtype=facts.get("dtype", ""),
+                    module=path if module is None else module,
                 )
             )
         if facts["kind"] in ("value", "input", "parameter") and "inputs" not in facts:
@@ -355,12 +379,13 @@ class _Reader:
             owner = one.storage[0]
             if not owner.startswith("buffer:") and any(one.size):
                 is_node = owner in self.known or owner == name
-                kept.append((owner, (0, 0)) if is_node else (":".join(map(str, one.storage)), one.size))
+                kept.append((one.storage, (0, 0)) if is_node else ((":".join(map(str, one.storage)), 0), one.size))
         self._add(
             _Memory(
                 name=name,
                 inputs=inputs,
                 output=size,
+                parts=tuple(storages) if alias is None and len(storages) > 1 and not runs_graph else (),
                 alias_of=alias,
                 saved=tuple(kept),
                 transient=tuple(facts.get("transient") or (0, 0, 0, 0)),

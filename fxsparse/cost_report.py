@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from fxsparse.cost_model.cost import PassCost, WorkloadCost
 from fxsparse.cost_model.estimate import total_cost
 from fxsparse.cost_model.gemm import PASSES
+from fxsparse.cost_model.memory import MemoryTimeline
 from fxsparse.cost_model.operands import OperandSparsity
 from fxsparse.cost_model.workload import Contraction
 
 from .cost_files import save_report
-from .cost_text import ROWS, formulas_text, report_text
+from .cost_text import ROWS, formulas_text, report_text, rich_report
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from .cost_comparison import CostComparison
 
 
@@ -27,7 +30,7 @@ class NodeCost:
     """The cost of one execution of one node.
 
     Attributes:
-        name: unique in the report. node, graph: where it is. site: the parameter that it multiplies with, empty if none.
+        name: unique in the report. node, graph, module: where it is. site: the parameter that it multiplies with, empty if none.
         operator: what it is. known: False if an operator in it is not; its bytes count all the same.
         weight_density, activation_density: what the three passes were counted at.
         saved_bytes: what it is the first to keep for backward. unknown_bytes: moved by operators that are not known.
@@ -49,6 +52,7 @@ class NodeCost:
     unknown_bytes: int = 0
     note: str = ""
     contractions: tuple[tuple[Contraction, OperandSparsity], ...] = field(default=(), repr=False)
+    module: str = ""
 
     @property
     def total(self) -> PassCost:
@@ -68,6 +72,7 @@ class NodeCost:
             "name",
             "node",
             "graph",
+            "module",
             "site",
             "operator",
             "weight_density",
@@ -91,6 +96,7 @@ class CostReport:
         peak_bytes: the most memory alive at one moment of the step, parameters, buffers, inputs and gradients included;
             peak_node: the step where that is; resident_bytes: the part of it that is alive throughout.
         coverage: the share of all operands' bytes that belongs to operators that are known.
+        timeline: the memory at each step of forward and backward; not part of ``to_dict``. None in a report that was put together by hand.
     """
 
     model: str
@@ -103,6 +109,7 @@ class CostReport:
     peak_node: str
     resident_bytes: int
     coverage: float
+    timeline: MemoryTimeline | None = field(default=None, repr=False)
 
     @cached_property
     def total(self) -> WorkloadCost:
@@ -130,12 +137,27 @@ class CostReport:
 
     # Texts
 
-    def table(self, rows: int | None = ROWS) -> str:
-        """The report as text: totals, memory, and the nodes that take the most (all of them if ``rows`` is None)."""
-        return report_text(self, rows)
+    def table(self, rows: int | None = ROWS, *, depth: int | None = None, sort: str | None = None) -> str:
+        """The report as plain text: totals, memory, and the nodes that take the most as a tree by module.
+
+        Args:
+            rows: how many nodes are shown; None shows all. Modules are summed over all of their nodes.
+            depth: modules at this depth are folded to one line.
+            sort: the figure by which nodes and modules are sorted, such as "time_s" or "saved_bytes"; None: as they are executed.
+
+        Raises: CostError for an unknown figure, or one that needs a machine where there is none.
+        """
+        return report_text(self, rows, depth, sort)
+
+    def rich(self, rows: int | None = ROWS, *, depth: int | None = None, sort: str | None = None) -> Group:
+        """The same for rich to print in a terminal: with colours, guide lines, and fewer columns where it is narrow."""
+        return rich_report(self, rows, depth, sort)
 
     def __str__(self) -> str:
         return self.table()
+
+    def __rich__(self) -> Group:
+        return self.rich()
 
     def formulas(self) -> str:
         """For each figure of this report: how sure it is, its formula and the source of that."""

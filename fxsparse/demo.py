@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,6 +21,7 @@ from .compiled_model import CompiledModel
 from .digits import Digits, Recipe, accuracy, load_digits, optimizer_steps, train
 from .errors import FxSparseError
 from .mask_techniques import SET, GraNet, RigL, StaticMask
+from .run_log import RunLog
 from .techniques import Technique, closest
 
 METHODS: dict[str, str | None] = {
@@ -103,17 +109,21 @@ def run_demo(
     technique: str = "swat",
     data: Digits | None = None,
     console: Console | None = None,
+    log: Path | None = None,
 ) -> list[DemoResult]:
     """One result for each method, dense first. Progress bars go to ``console`` (standard error by default).
 
     Args:
         technique: what is compared with dense: "swat" or "granet".
+        log: folder for a log of each training, see ``fxs.RunLog``: a CSV file, and files of TensorBoard if that is installed.
 
     Raises:
-        FxSparseError: scikit-learn is not installed, there is no seed, or no such technique.
+        FxSparseError: the folder cannot be made, scikit-learn is not installed, there is no seed, or no such technique.
     """
     if not seeds:
         raise FxSparseError("there is no seed to train with; give at least one")
+    if log is not None:
+        make_folder(log)
     recipe, data = recipe or Recipe(), data or load_digits()
     methods = methods_of(technique, optimizer_steps(data, recipe))
     columns = (
@@ -133,17 +143,32 @@ def run_demo(
             def after_epoch(loss: float, task: Any = tasks[name]) -> None:
                 progress.update(task, advance=1, loss=f"{loss:.4f}")
 
-            results.append(_result(name, policy, data, recipe, seeds, after_epoch))
+            results.append(_result(name, policy, data, recipe, seeds, after_epoch, log))
     return results
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, if there is none. Raises: FxSparseError if something else has its name, or it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FxSparseError(f"{str(folder)!r} cannot be made a folder: {error.strerror or error}") from error
+
+
 def _result(
-    name: str, policy: str | Technique | None, data: Digits, recipe: Recipe, seeds: Sequence[int], after_epoch: Callable[[float], None]
+    name: str,
+    policy: str | Technique | None,
+    data: Digits,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    after_epoch: Callable[[float], None],
+    log: Path | None,
 ) -> DemoResult:
     began = time.perf_counter()
     accuracies, weights, activations = [], [], []
     for seed in seeds:
-        compiled = train(policy, data, recipe, seed, after_epoch)
+        watch = None if log is None else partial(_log, log / f"{_file_name(name)}-{seed}", optimizer_steps(data, recipe) // recipe.epochs)
+        compiled = train(policy, data, recipe, seed, after_epoch, watch)
         accuracies.append(accuracy(compiled, data.test_images, data.test_labels))
         weight, activation = measured_densities(compiled)
         weights.append(weight)
@@ -161,6 +186,16 @@ def _result(
         inference_reduction=reduction["inference"],
         seconds=time.perf_counter() - began,
     )
+
+
+def _log(path: Path, every: int, compiled: CompiledModel, optimizer: torch.optim.Optimizer) -> RunLog:
+    board = path if find_spec("tensorboard") is not None else None
+    return RunLog(compiled, csv=path.with_name(f"{path.name}.csv"), tensorboard=board, every=every).attach(optimizer)
+
+
+def _file_name(method: str) -> str:
+    """A method's name as that of a file: "SWAT-U 90 %" is swat-u-90."""
+    return "-".join(re.findall(r"[a-z0-9]+", method.lower()))
 
 
 def measured_densities(compiled: CompiledModel) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,12 +167,19 @@ def optimizer_steps(data: Digits, recipe: Recipe) -> int:
 
 
 @one_thread()
-def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Callable[[float], None] = lambda loss: None) -> CompiledModel:
+def train(
+    policy: Any,
+    data: Digits,
+    recipe: Recipe,
+    seed: int,
+    after_epoch: Callable[[float], None] = lambda loss: None,
+    watch: Callable[[CompiledModel, torch.optim.Optimizer], AbstractContextManager[Any]] | None = None,
+) -> CompiledModel:
     """A trained network. The seed decides its first weights, the order of the images and their shifts; no other random state changes.
 
     Args:
         policy: what ``fxs.compile`` takes; None trains the dense network.
-        after_epoch: called after each epoch with its mean loss.
+        after_epoch: called after each epoch with its mean loss. watch: makes what is open during the training, such as a log.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -188,17 +195,18 @@ def train(policy: Any, data: Digits, recipe: Recipe, seed: int, after_epoch: Cal
     warmup = min(recipe.warmup_epochs, recipe.epochs - 1) * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe.epochs * steps, warmup))
     compiled.train()
-    for _ in range(recipe.epochs):
-        total = 0.0
-        for chosen in torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch):
-            images = shifted(data.train_images[chosen], data.black, generator)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(compiled(images), data.train_labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        after_epoch(total / steps)
+    with watch(compiled, optimizer) if watch is not None else nullcontext():
+        for _ in range(recipe.epochs):
+            total = 0.0
+            for chosen in torch.randperm(count, generator=generator)[: steps * batch].view(steps, batch):
+                images = shifted(data.train_images[chosen], data.black, generator)
+                optimizer.zero_grad()
+                loss = F.cross_entropy(compiled(images), data.train_labels[chosen])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+            after_epoch(total / steps)
     return compiled
 
 

@@ -89,7 +89,7 @@ def cost_of(
             sparsity = _sparsity(workload, densities.get(item.site), model.masks.get(item.site))
             requests.append(CostRequest(workload=workload, sparsity=sparsity))
             places.append(index)
-    dtype, bits = _arithmetic(ledger)
+    dtype, bits = arithmetic_of(ledger)
     costs = estimate_all(requests, machine, convention=convention, element_bits=bits, dtype=dtype, device=_device(model))
     grouped: list[list[tuple[CostRequest, WorkloadCost]]] = [[] for _ in ledger.entries]
     for index, request, cost in zip(places, requests, costs, strict=True):
@@ -99,7 +99,7 @@ def cost_of(
         _node(entry, rows, densities.get(entry.site, (1.0, 1.0)), own, batch)
         for entry, rows, own in zip(ledger.entries, grouped, saved, strict=True)
     ]
-    peak, peak_node, resident = ledger.peak(batch)
+    timeline = ledger.timeline(batch)
     return CostReport(
         model=type(model._root).__name__,
         convention=convention,
@@ -107,10 +107,11 @@ def cost_of(
         accelerator=machine.name if machine else None,
         density=density,
         nodes=tuple(nodes),
-        peak_bytes=peak,
-        peak_node=peak_node,
-        resident_bytes=resident,
+        peak_bytes=timeline.peak_bytes,
+        peak_node=timeline.peak_step,
+        resident_bytes=ledger.resident_bytes(batch),
         coverage=_coverage(nodes, requests),
+        timeline=timeline,
     )
 
 
@@ -145,6 +146,7 @@ def _node(entry: Entry, rows: list[tuple[CostRequest, WorkloadCost]], densities:
         name=entry.name,
         node=entry.node,
         graph=entry.graph,
+        module=entry.module,
         site=entry.site,
         operator=entry.operator,
         forward=cost.forward,
@@ -176,7 +178,7 @@ def _sparsity(workload: Any, densities: tuple[float, float] | None, mask: MaskSp
     return OperandSparsity(density_weight=weight, rule="growing" if mask.straight_through else "masked", pattern=pattern)
 
 
-def _arithmetic(ledger: Ledger) -> tuple[str, int]:
+def arithmetic_of(ledger: Ledger) -> tuple[str, int]:
     """The dtype in which most MACs are made, and its bits."""
     macs: dict[str, int] = {}
     for entry in ledger.entries:

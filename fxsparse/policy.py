@@ -78,7 +78,8 @@ class Policy:
             text = source.read_text(encoding="utf-8")
             data = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text)
         except FileNotFoundError:
-            raise PolicyError(f"there is no policy file {str(source)!r}") from None
+            near = closest(source.name, [path.name for path in source.parent.glob("*") if path.is_file()])
+            raise PolicyError(f"there is no policy file {str(source)!r}{near}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"the policy file {str(source)!r} cannot be read: {error}") from None
         except (json.JSONDecodeError, yaml.YAMLError) as error:

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from fxsparse.cost_model.gemm import PASSES
 
-from .cost_text import quantity
 from .errors import CostError
 from .estimator import cost_of
-from .report import render
+from .quantities import quantity
+from .tree_table import render
 
 if TYPE_CHECKING:
     from .compiled_model import CompiledModel

@@ -11,6 +11,7 @@ The fact ``cost`` of a node is plain data, every key but ``kind`` left out where
     operator     its name in reports              work         workloads of one sample (or fixed, if not "scales")
     inputs       nodes whose tensors it reads     storages     bytes of the storages it makes, [of a sample, fixed]
     alias        [node, index] of the storage that its output shares
+    form         [dtype, sizes for one sample, which of them grow with the samples] of its output, if that is one tensor
     tensor       bytes of its output              saved        [origin, name, index, of a sample, fixed] for each storage kept
     transient    bytes of its work space: forward and backward, each [of a sample, fixed]
     parameters   [name, bytes] of each parameter that gets a gradient here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import fx
@@ -23,6 +23,7 @@ class Change:
         node: the node that now computes the result.
         what: what was done. why: the rule that asked for it.
         added, removed, rewired: names of the nodes that appeared, went, or got other arguments.
+        made_by: name of the pass, which it need not fill in itself.
     """
 
     site: str
@@ -33,6 +34,7 @@ class Change:
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     rewired: tuple[str, ...] = ()
+    made_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class GraphPass(abc.ABC):
         self.requires(gm)
         before = Snapshot(gm.graph)
         outcome = self.rewrite(gm)
-        changes = tuple(item for item in outcome if isinstance(item, Change))
+        changes = tuple(replace(item, made_by=self.name) for item in outcome if isinstance(item, Change))
         self._compare(changes, differences(before, Snapshot(gm.graph)))
         if changes:
             try:

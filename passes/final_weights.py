@@ -46,7 +46,8 @@ def final_weight(weight: Tensor, state: SiteState, mask: MaskSpec | None, swat: 
         return None
     threshold = threshold_in_use(weight, state, swat)
     values = sparsify(weight.detach(), threshold, list(swat.reduce_dims), swat.groups, True)
-    return FinalWeight(values, kept_under(weight, threshold, swat), float(threshold))
+    by_element = not swat.reduce_dims and float(threshold) > 0
+    return FinalWeight(values, values != 0 if by_element else kept_under(weight, threshold, swat), float(threshold))
 
 
 def threshold_in_use(weight: Tensor, state: SiteState, spec: SwatSpec) -> Tensor:

@@ -125,3 +125,15 @@ def test_five_seeds_keep_the_margins_of_kept_codes(tmp_path: Path) -> None:
     out = run("saved_accuracy.py", "--seeds", "5", folder=tmp_path, timeout=7000)
     assert out.count(": kept") == 6
     assert min(float(mean) for mean in re.findall(r"exact\s+([\d.]+)", out)) > 95, "the exact networks are properly trained"
+
+
+def test_save_html_writes_a_page(tmp_path: Path) -> None:
+    out = run("save_html.py", "--model", "resnet18", "--size", "32", "--batch", "2", "--output", "page.html", folder=tmp_path)
+    assert "open it in a browser" in out
+    assert "swat-erk-80" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_look_inside_shows_every_side(tmp_path: Path) -> None:
+    out = run("look_inside.py", folder=tmp_path)
+    for words in ("9 rewritten", "+++ (root) after insert_swat", "stage2.conv1.weight: conv", "critical path: ", "stage3: "):
+        assert words in out

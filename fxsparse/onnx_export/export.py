@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from .lower import lower, require_onnx
 from .shared_tables import share_tables
 from .sparse_tensors import Stored, make_sparse
 from .visible import show_nodes
-from .write import LIMIT_BYTES, require_writable, write
+from .write import LIMIT_BYTES, exceeds, require_writable, write
 
 if TYPE_CHECKING:
     from ..compiled_model import CompiledModel
@@ -84,7 +84,7 @@ def export_onnx(
     candidates = _candidates(shrunk.module)
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
     zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
-    budget = limit // 2 if _exceeds(values.values(), proto, limit) else None
+    budget = limit // 2 if exceeds(proto, limit) else None
     stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
     tables = share_tables(proto, model, final.sites, names, stored) if place is not None and not keep_nodes else {}
     if keep_nodes:
@@ -138,12 +138,6 @@ def _initializers(model: CompiledModel, final: Finalized, proto: Any) -> dict[st
     return found
 
 
-def _exceeds(weights: Iterable[Any], proto: Any, limit: int) -> bool:
-    """Whether a file is larger than a limit; the whole is only measured, which takes as long as writing it, where the weights come near."""
-    size = sum(len(tensor.raw_data) for tensor in weights)
-    return size > limit or bool(size > limit // 2 and proto.ByteSize() > limit)
-
-
 def _candidates(module: nn.Module) -> dict[str, int]:
     """Parameters of two dimensions or more that may be sparse by themselves."""
     return {name: tensor.numel() for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.dim() > 1}
@@ -171,9 +165,7 @@ def _described(
 ) -> dict[str, SiteFacts]:
     """What the file says of each site."""
     found = {}
-    for name, site in site_facts(model, names).items():
-        if shrunk.removed:
-            site = _resized(site, shrunk, name)
+    for name, site in site_facts(model, names, shrunk).items():
         is_dense = name in zeros and name not in tables and _form(stored, names[name]) == "dense"
         packed = packed_positions(zeros[name]) if is_dense and len(zeros[name]) else None
         found[name] = replace(site, kept_zeros=packed, table=tables.get(name))
@@ -192,11 +184,3 @@ def _annotate(
     annotate_nodes(sites, costs_by_site(model), cost.accelerator if cost else None, consumers)
     state = with_thresholds(state_of(model), final)
     put(proto, model_facts(model, sites, {**extra, "state": state}))
-
-
-def _resized(site: SiteFacts, shrunk: Compacted, name: str) -> SiteFacts:
-    kept = shrunk.kept.get(name)
-    if kept is None:
-        elements = shrunk.module.get_parameter(name).numel()
-        return replace(site, kept=elements, total=elements)
-    return replace(site, kept=int(kept.sum()), total=kept.size)

@@ -21,6 +21,7 @@ from ..report import Report
 if TYPE_CHECKING:
     from ..compiled_model import CompiledModel
     from ..cost_report import CostReport, NodeCost
+    from .compacting import Compacted
     from .finalize import Finalized
 
 FORMAT = 1
@@ -51,20 +52,21 @@ class SiteFacts:
         return {key: value for key, value in asdict(self).items() if value is not None and key != "site"}
 
 
-def site_facts(model: CompiledModel, initializers: Mapping[str, str]) -> dict[str, SiteFacts]:
+def site_facts(model: CompiledModel, initializers: Mapping[str, str], shrunk: Compacted) -> dict[str, SiteFacts]:
     """The facts of all sites that are in the file, by site.
 
     Args:
         initializers: for each site the name of its weight in the file.
+        shrunk: the module that was exported, and what is kept of its weights.
     """
     techniques = {row.site: row.technique for row in model.report.sites}
-    return {
-        name: SiteFacts(
-            name, initializers[name], techniques.get(name, ""), row["weight"]["target"], row["weight"]["kept"], row["weight"]["total"]
-        )
-        for name, row in model.sparsity().items()
-        if name in initializers
-    }
+    found = {}
+    for name in model.sites:
+        if name in initializers:
+            total, mask = shrunk.module.get_parameter(name).numel(), shrunk.kept.get(name)
+            kept = total if mask is None else int(np.count_nonzero(mask))
+            found[name] = SiteFacts(name, initializers[name], techniques.get(name, ""), model.target_density(name), kept, total)
+    return found
 
 
 def model_facts(model: CompiledModel, sites: Mapping[str, SiteFacts], extra: Mapping[str, Any]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def finalize(model: CompiledModel, *, own_tensors: bool = True, device: str | No
     """
     sites = _final_sites(model)
     by_name = {name: site for site in sites.values() for name in site.names}
-    module = _without_graphs(model._root)
+    module = without_graphs(model._root)
     made: dict[str, nn.Parameter] = {}
     for name, site in by_name.items():
         owner, _, attribute = name.rpartition(".")
@@ -102,7 +102,7 @@ def _gathered_weight(weight: nn.Parameter, state: SiteState, mask: MaskSpec | No
     return final_weight(whole(weight.detach()), state, mask, swat)
 
 
-def _without_graphs(root: nn.Module) -> nn.Module:
+def without_graphs(root: nn.Module) -> nn.Module:
     """A structural copy of the module tree that runs its own Python again."""
     module = clone_modules(root)
     for part in module.modules():

@@ -16,7 +16,8 @@ from fxsparse.cost_model.gemm import PASSES
 from fxsparse.passes.base import Skip
 
 from ..errors import ExportError
-from ..report import Report, SiteRow, render
+from ..report import Report, SiteRow
+from ..tree_table import render
 from .facts import FORMAT, PREFIX, unpacked_positions
 from .lower import require_onnx
 
@@ -134,7 +135,7 @@ class OnnxFile:
                 yield {"node": node.name, "operator": node.op_type, **facts}
 
     def __str__(self) -> str:
-        return "\n".join([str(self.report), self._headline(), render(self._table(), width=_WIDTH)])
+        return "\n".join([str(self.report), self._headline(), render(self._table())])
 
     def _headline(self) -> str:
         facts = self.facts
@@ -171,7 +172,6 @@ def onnx_file(path: str | os.PathLike[str]) -> OnnxFile:
 
 
 _KEYS = ("flops", "bytes", "cycles")
-_WIDTH = 240
 
 
 def is_sparse(tensor: Any) -> bool:

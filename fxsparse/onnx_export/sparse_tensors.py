@@ -64,9 +64,9 @@ def make_sparse(
             if needed > budget:
                 continue
             budget -= needed
-        made[tensor.name] = _sparse_tensor(tensor, positions)
+        made[tensor.name] = positions
         found[tensor.name] = Stored("sparse", len(positions))
-    _put(graph, made, place)
+    _replace(graph, made, place)
     return found
 
 
@@ -75,33 +75,32 @@ def bits_of(tensor: Any, size: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(tensor.raw_data, dtype={1: "u1", 2: "u2", 4: "u4", 8: "u8"}.get(size, f"V{size}"))
 
 
-def _sparse_tensor(tensor: Any, positions: np.ndarray[Any, Any]) -> Any:
-    from onnx import TensorProto, helper
+def _replace(graph: Any, made: Mapping[str, np.ndarray[Any, Any]], place: str) -> None:
+    """Replaces dense initializers by sparse tensors. They are filled where they stand: a message that is put into another is copied."""
+    from onnx import AttributeProto
 
-    values = bits_of(tensor, _SIZES[tensor.data_type])[positions]
-    held = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[len(positions)], raw_data=values.tobytes())
-    at = TensorProto(data_type=TensorProto.INT64, dims=[len(positions)], raw_data=positions.astype("<i8").tobytes())
-    return helper.make_sparse_tensor(held, at, list(tensor.dims))
-
-
-def _put(graph: Any, made: Mapping[str, Any], place: str) -> None:
-    """Replaces dense initializers by sparse tensors."""
-    from onnx import helper
-
-    dense = [tensor for tensor in graph.initializer if tensor.name not in made]
-    order = [tensor.name for tensor in graph.initializer if tensor.name in made]
-    _replace(graph.initializer, dense)
-    if place == "initializer":
-        graph.sparse_initializer.extend(made[name] for name in order)
-        return
-    nodes = []
-    for name in order:
-        made[name].values.name = ""
-        nodes.append(helper.make_node("Constant", [], [name], name=f"{name}.sparse", sparse_value=made[name]))
-    _replace(graph.node, [*nodes, *graph.node])
+    for tensor in graph.initializer:
+        if tensor.name not in made:
+            continue
+        if place == "initializer":
+            _fill(graph.sparse_initializer.add(), tensor, made[tensor.name], tensor.name)
+            continue
+        node = graph.node.add(op_type="Constant", name=f"{tensor.name}.sparse", output=[tensor.name])
+        attribute = node.attribute.add(name="sparse_value", type=AttributeProto.SPARSE_TENSOR)
+        _fill(attribute.sparse_tensor, tensor, made[tensor.name], "")
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name in made:
+            del graph.initializer[index]
+    graph.node.sort(key=lambda node: not (node.op_type == "Constant" and node.output[0] in made))
 
 
-def _replace(field: Any, items: list[Any]) -> None:
-    kept = list(items)
-    del field[:]
-    field.extend(kept)
+def _fill(sparse: Any, tensor: Any, positions: np.ndarray[Any, Any], name: str) -> None:
+    from onnx import TensorProto
+
+    values, indices = sparse.values, sparse.indices
+    values.name, values.data_type, indices.data_type = name, tensor.data_type, TensorProto.INT64
+    values.dims.append(len(positions))
+    indices.dims.append(len(positions))
+    values.raw_data = bits_of(tensor, _SIZES[tensor.data_type])[positions].tobytes()
+    indices.raw_data = positions.astype("<i8", copy=False).tobytes()
+    sparse.dims.extend(tensor.dims)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .. import whole_files
 from ..errors import ExportError
 
 LIMIT_BYTES = 2**31 - 2**20
@@ -22,17 +22,7 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
 
     Raises: ExportError if no file can be written there.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise ExportError(f"{str(target)!r} is a folder; expected the name of a file to write")
-    if not target.parent.is_dir():
-        raise ExportError(f"{str(target)!r} lies in a folder that does not exist; make it first")
-    try:
-        with _temporary(target, ".tmp") as probe:
-            probe.touch()
-    except OSError as error:
-        raise ExportError(f"{str(target)!r} cannot be written: {error.strerror or error}") from error
-    return target
+    return whole_files.require_writable(path, ExportError)
 
 
 def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
@@ -44,9 +34,9 @@ def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
     Raises: ExportError if it cannot be written; the old file is then as it was.
     """
     try:
-        beside = _weights_beside(model, target) if model.ByteSize() > limit else None
+        beside = _weights_beside(model, target) if exceeds(model, limit) else None
         try:
-            with _temporary(target, ".tmp") as temporary:
+            with whole_files.temporary(target) as temporary:
                 temporary.write_bytes(model.SerializeToString())
                 with temporary.open("rb") as written:
                     os.fsync(written.fileno())
@@ -63,12 +53,24 @@ def write(model: Any, target: Path, *, limit: int = LIMIT_BYTES) -> int:
     return target.stat().st_size + (beside.stat().st_size if beside is not None else 0)
 
 
+def exceeds(model: Any, limit: int) -> bool:
+    """Whether a ModelProto is larger than a limit; all of it is only measured, which takes long, where its weights come near."""
+    graph = model.graph
+    size = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            held = [node.attribute[0].sparse_tensor] if node.attribute[0].name == "sparse_value" else []
+            size += sum(len(part.values.raw_data) + len(part.indices.raw_data) for part in held)
+    size += sum(len(part.values.raw_data) + len(part.indices.raw_data) for part in graph.sparse_initializer)
+    return size > limit or bool(size > limit // 2 and model.ByteSize() > limit)
+
+
 def _weights_beside(model: Any, target: Path) -> Path:
     """Moves the raw data of dense initializers to a file of their own, in place."""
     from onnx import TensorProto
 
     data = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.data")
-    with _temporary(data, ".tmp") as temporary:
+    with whole_files.temporary(data) as temporary:
         with temporary.open("wb") as file:
             for tensor in model.graph.initializer:
                 if len(tensor.raw_data) < _SMALLEST_EXTERNAL:
@@ -93,13 +95,3 @@ def _remove_older(target: Path, current: Path | None) -> None:
         if other != current and pattern.fullmatch(other.name):
             with suppress(OSError):
                 other.unlink()
-
-
-@contextmanager
-def _temporary(target: Path, suffix: str) -> Iterator[Path]:
-    """A name in the same folder; what is left under it in the end is removed."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{suffix}")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)

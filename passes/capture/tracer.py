@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from .fake_twin import UNKNOWN, FakeTwin, values_of
 from .guarded_calls import guarded_calls
+from .origin import stack_trace_of
 from .proxies import Refused, TrainingProxy, ValueProxy
 from .recipes import RECIPES
 from .signature import CallSignature
@@ -178,6 +179,7 @@ class CaptureTracer(fx.Tracer):
             node.meta["val"] = UNKNOWN
         elif kind != "output":
             node.meta["val"] = self._value(node)
+            node.stack_trace = stack_trace_of(sys._getframe(1), CaptureTracer.trace.__code__)
         return node
 
     def _require_safe(self, frame: types.FrameType) -> None:

@@ -58,12 +58,22 @@ class GraphWalk:
             else:
                 facts, value = self._call(node)
             self.values[node] = value
-            self.facts[node] = {key: item for key, item in facts.items() if key == "kind" or item}
+            self.facts[node] = {key: item for key, item in {**facts, "form": self._form(value)}.items() if key == "kind" or item}
         self._add_gradient_sums()
         return result
 
     def _resolved(self, arguments: Any) -> Any:
         return fx.node.map_aggregate(arguments, lambda item: self.values[item] if isinstance(item, fx.Node) else item)
+
+    def _form(self, value: Any) -> list[Any] | None:
+        """Dtype and sizes of a tensor for one sample, and which of them grow with the samples."""
+        if not isinstance(value, Held):
+            return None
+        shape, batch = value.spec.shape, self.run.batch
+        may = self.run.exclusive and not value.fixed  # else only the first size can be told from others
+        grows = [size > 0 and size % batch == 0 and (may or (index == 0 and not value.fixed)) for index, size in enumerate(shape)]
+        sizes = [size // batch if own else size for size, own in zip(shape, grows, strict=True)]
+        return [str(value.spec.dtype).removeprefix("torch."), sizes, grows]
 
     # Nodes without a call
 

@@ -128,3 +128,25 @@ def test_the_peak_is_at_least_the_saved_bytes_and_at_most_everything(sizes: list
 def test_the_walk_is_linear_in_the_nodes() -> None:
     nodes = [NodeMemory(name=f"n{i}", inputs=(f"n{i - 1}",) if i else (), output_bytes=1) for i in range(20_000)]
     assert training_peak(nodes).peak_bytes <= 4
+
+
+def test_kinds_by_hand() -> None:
+    steps = [
+        Step(name="a", allocates=(("a", 10),), reads=("weights",)),
+        Step(name="b", allocates=(("b", 20),), reads=("a",), transient_bytes=5),
+        Step(name="backward of b", allocates=(("gradient:a", 3), ("parameters:b", 4)), reads=("b",)),
+        Step(name="backward of a", reads=("gradient:a",)),
+    ]
+    found = peak_memory(steps, resident={"weights": 7}, kept=["parameters:b"])
+    #                            resident, activations, gradients, parameter gradients, work space
+    assert found.step_kinds == ((7, 10, 0, 0, 0), (7, 30, 0, 0, 5), (7, 20, 3, 4, 0), (7, 0, 3, 4, 0))
+    assert found.step_names == ("a", "b", "backward of b", "backward of a")
+    data = found.to_dict()
+    assert data["steps"][1] == {"name": "b", "bytes": 42, "by_kind": [7, 30, 0, 0, 5]}
+    assert (data["peak_bytes"], data["peak_step"], data["peak_storages"]) == (42, "b", [["b", 20], ["a", 10], ["weights", 7]])
+
+
+def test_kinds_sum_up_to_the_bytes() -> None:
+    found = training_peak(CHAIN, resident={"x": 50})
+    assert tuple(sum(kinds) for kinds in found.step_kinds) == found.step_bytes
+    assert len(found.step_names) == len(found.step_bytes)

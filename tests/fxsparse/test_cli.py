@@ -12,7 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 import fxsparse as fxs
-from fxsparse.cli import app, describe, example_input, load_model
+from fxsparse.cli import app
+from fxsparse.commands.arguments import example_input
+from fxsparse.commands.listings import describe
+from fxsparse.commands.models import load_model
 from fxsparse.demo import METHODS
 from fxsparse.digits import Recipe
 

@@ -261,3 +261,13 @@ def test_nodes_carry_their_figures_for_the_machine_that_compile_is_given() -> No
     assert conv["forward"]["cycles"] is None
     with pytest.raises(fxs.CostError, match="'eyeriss'"):
         fxs.compile(net(), None, (X,), accelerator="eyeris")
+
+
+def test_values_beside_kept_codes_do_not_live_on() -> None:
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())]
+    x = (torch.randn(4, 16, 32, 32),)
+    dense = fxs.compile(nn.Sequential(*layers), None, x).cost()
+    coded = fxs.compile(nn.Sequential(*layers), fxs.BLPA(bits=4), x).cost()
+    assert coded.timeline is not None
+    assert max(coded.timeline.step_bytes) == coded.peak_bytes
+    assert coded.peak_bytes < 0.6 * dense.peak_bytes

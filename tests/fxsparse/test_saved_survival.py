@@ -274,6 +274,21 @@ def test_each_training_forward_has_noise_of_its_own() -> None:
     assert torch.equal(first, grads(other))
 
 
+def test_dropout_probabilities_are_read_when_the_model_runs() -> None:
+    compiled, shape = make("transformer", "SavedActivations")
+    ((x, _),) = batches(shape, [4])
+    model = copy.deepcopy(compiled).finalize().train()
+    for probability in (0.0, 0.5, 1.0):
+        for module in (*compiled.modules(), *model.modules()):
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+        outputs = []
+        for contender in (model, compiled):
+            torch.manual_seed(0)
+            outputs.append(contender(x))
+        assert torch.equal(*outputs), probability
+
+
 def codes_alive() -> int:
     gc.collect()
     return sum(1 for item in gc.get_objects() if type(item) is Tensor and item.dtype == torch.uint8)

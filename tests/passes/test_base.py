@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,9 @@ def test_true_claims_pass(edit: Callable[[fx.GraphModule], None], claims: tuple[
     gm = graph_module()
     result = Edit(edit, *claims)(gm)
     assert result == PassResult(
-        name="edit", changes=tuple(c for c in claims if isinstance(c, Change)), skips=tuple(c for c in claims if isinstance(c, Skip))
+        name="edit",
+        changes=tuple(replace(c, made_by="edit") for c in claims if isinstance(c, Change)),
+        skips=tuple(c for c in claims if isinstance(c, Skip)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The kernels under the address and undefined-behaviour sanitizers: the comparison with the reference runs again, in a process of its own."""
+"""The kernels under the address and undefined-behaviour sanitizers: compared with the reference once more, in another process."""
 
 from __future__ import annotations
 
