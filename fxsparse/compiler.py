@@ -101,7 +101,9 @@ def compile(
     add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs)
+    rewriter = Rewriter(
+        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend == "reference"
+    )
     label_sites(captured, names)
     stages = Trace() if trace else None
     results = rewriter.rewrite(captured, None if fuel is None else [fuel], stages)
@@ -142,6 +144,7 @@ class Rewriter:
     state: AddedState
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
+    reference: bool = False
 
     def rewrite(self, captured: Capture, fuel: list[int] | None, trace: Trace | None = None) -> list[PassResult]:
         """Runs all passes over all graphs."""
@@ -162,7 +165,7 @@ class Rewriter:
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         if self.kept or self.specs:
-            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel))
+            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel, self.reference))
         if keep is not None:
             keep(CAPTURE)
         for item in (*inserted, *self.extra_passes):

@@ -57,15 +57,15 @@ class Library:
 
 
 @lru_cache(maxsize=1)
-def library() -> Library | None:
+def library(file: Path = FILE) -> Library | None:
     """Return the library; None, with a warning, if there is a file that cannot be used, and without one if it was not built."""
-    if not FILE.exists():
+    if not file.exists():
         return None
     try:
-        return Library(FILE)
+        return Library(file)
     except (OSError, AttributeError) as error:
         warnings.warn(
-            f"fxsparse's native kernels in {FILE} cannot be used ({error}); PyTorch computes instead. Install fxsparse again.",
+            f"fxsparse's native kernels in {file} cannot be used ({error}); PyTorch computes instead. Install fxsparse again.",
             RuntimeWarning,
             stacklevel=2,
         )

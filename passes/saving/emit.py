@@ -45,11 +45,11 @@ class Emitter(Editor):
     """Rewrites the nodes of one graph, one after the other in their order.
 
     Args:
-        chains: what BLPA does with which nodes. alive: what stays in memory whatever is done.
+        chains: what BLPA does with which nodes. alive: what stays in memory whatever is done. reference: use no native kernels.
     """
 
-    def __init__(self, gm: fx.GraphModule, make: Recorder, chains: Chains, alive: Alive) -> None:
-        super().__init__(gm, make)
+    def __init__(self, gm: fx.GraphModule, make: Recorder, chains: Chains, alive: Alive, reference: bool = False) -> None:
+        super().__init__(gm, make, reference)
         self.chains, self.alive = chains, alive
         self.codes: dict[fx.Node, Code] = {}
         self._norms = 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-import fxsparse.passes.ops  # noqa: F401
-from fxsparse.passes.kernels.library import library
+import fxsparse as fxs
+import fxsparse.passes.ops
+from fxsparse.passes.kernels.library import Library, library
 from fxsparse.passes.ops.codes import channels as rows
 from fxsparse.passes.ops.codes import groups
 from fxsparse.passes.ops.codes.groups import Rounding
@@ -127,3 +129,35 @@ def test_norms(given_: tuple[Tensor, Tensor, Tensor], activation: str, bits: int
         torch.testing.assert_close(gb, exact[2], equal_nan=True, **rough)
         gain = (found[2][rows.GAIN].abs().nan_to_num() + 1).view(1, -1, *[1] * (x.dim() - 2))
         torch.testing.assert_close(gx.float() / gain, exact[0] / gain, equal_nan=True, **rough)
+
+
+# Which kernels run
+
+
+def test_the_reference_backend_gives_the_same_training_step() -> None:
+    """BLPA with and without native kernels, which its operators are told of."""
+    generator_ = generator(0)
+    first = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+    second = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+    net = nn.Sequential(*first, *second, nn.Conv2d(8, 4, 3))
+    x = torch.randn(4, 3, 16, 16, generator=generator_)
+    found = {}
+    for backend in ("auto", "reference"):
+        compiled = fxs.compile(net, fxs.BLPA(bits=4), (x,), backend=backend)
+        nodes = [node for node in compiled.graphs[""].graph.nodes if node.target is ops.blpa_norm.default]
+        assert {node.args[-1] for node in nodes} == {backend == "reference"}
+        compiled(x).square().mean().backward()
+        found[backend] = [parameter.grad for parameter in compiled.parameters()]
+    assert len(found["auto"]) == 10
+    for native, reference in zip(found["auto"], found["reference"], strict=True):
+        torch.testing.assert_close(native, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_that_is_no_library_is_reported_and_left(tmp_path: Path) -> None:
+    (tmp_path / "native.so").write_bytes(b"no library")
+    with pytest.raises(OSError, match=r"native\.so"):
+        Library(tmp_path / "native.so")
+    loaded = library.__wrapped__
+    with pytest.warns(RuntimeWarning, match="cannot be used .* PyTorch computes instead"):
+        assert loaded(tmp_path / "native.so") is None
+    assert loaded(tmp_path / "none.so") is None
