@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
+from fxsparse.passes.kernels.library import library
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.origins import origins_of, write_origins
@@ -111,7 +112,7 @@ def compile(
     install(captured, rewritten, rewriter)
     with leaving_no_trace():
         root_cost = annotate_cost(captured, names, example, rewritten)
-    report = _report(model, captured, plan, sites, results)
+    report = replace(_report(model, captured, plan, sites, results), kernels=_kernels(results, rewriter.reference))
     compiled = CompiledModel(
         captured.root,
         captured.forwards,
@@ -237,6 +238,16 @@ def _applied(specs: Mapping[str, _Spec], made_by: str, results: list[PassResult]
     """The specs that a pass has carried out somewhere."""
     changed = {change.site for result in results if result.name == made_by for change in result.changes}
     return {name: spec for name, spec in specs.items() if name in changed}
+
+
+def _kernels(results: list[PassResult], reference: bool) -> str:
+    """What makes the codes of saved activations, in words."""
+    if not any(result.name == "compress_saved" and result.changes for result in results):
+        return ""
+    if reference:
+        return "PyTorch, as asked for"
+    native = library()
+    return f"native kernels ({native.level})" if native else "PyTorch, since the native kernels were not built or cannot be used"
 
 
 def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str, Site], results: list[PassResult]) -> Report:

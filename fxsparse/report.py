@@ -41,6 +41,7 @@ class Report:
         model: class name of the model. graphs: number of nodes of each graph, by module path ("" is the root).
         sites: one row for each contraction with a parameter. changes, skips: what the passes did and did not do.
         left: modules that keep their Python, with the reason.
+        kernels: what makes the codes of saved activations on a CPU; nothing where there are none.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Report:
     changes: tuple[Change, ...]
     skips: tuple[Skip, ...]
     left: dict[str, str]
+    kernels: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -89,9 +91,10 @@ class Report:
         nodes = sum(self.graphs.values())
         kept, total = kept_and_total(self.sites)
         weights = f"; {quantity(kept)} of {quantity(total)} weights kept ({100 * kept / total:.1f} %)" if total else ""
+        kernels = f"; codes by {self.kernels}" if self.kernels else ""
         return (
             f"{self.model}: {len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}, {nodes} nodes, {len(self.sites)} sites; "
-            f"{rewritten} rewritten, {len(self.skips)} left exact, {len(self.left)} modules keep their Python{weights}"
+            f"{rewritten} rewritten, {len(self.skips)} left exact, {len(self.left)} modules keep their Python{weights}{kernels}"
         )
 
 

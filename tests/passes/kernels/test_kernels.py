@@ -146,6 +146,7 @@ def test_the_reference_backend_gives_the_same_training_step() -> None:
         compiled = fxs.compile(net, fxs.BLPA(bits=4), (x,), backend=backend)
         nodes = [node for node in compiled.graphs[""].graph.nodes if node.target is ops.blpa_norm.default]
         assert {node.args[-1] for node in nodes} == {backend == "reference"}
+        assert ("by native kernels" if backend == "auto" else "by PyTorch, as asked for") in str(compiled.report)
         compiled(x).square().mean().backward()
         found[backend] = [parameter.grad for parameter in compiled.parameters()]
     assert len(found["auto"]) == 10
