@@ -34,14 +34,16 @@ class Library:
         level: "avx512", "avx2" or "portable", the vector instructions that it uses on this machine.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Raises: OSError, AttributeError if the file is no library, or not this version's."""
+    def __init__(self, file: Path, level: str | None = None) -> None:
+        """``level``: another than the best one.
+
+        Raises: OSError, AttributeError if the file is no library, or not this version's."""
         self._library = ctypes.CDLL(str(file))
         self._library.fxs_level.restype = ctypes.c_char_p
         version = self._library.fxs_version()
         if version != VERSION:
             raise OSError(f"it has version {version}, wanted is {VERSION}")
-        self.level: str = self._library.fxs_level().decode()
+        self.level: str = level or self._library.fxs_level().decode()
         self._found = {(name, dtype): self._find(name, dtype) for name in _SIGNATURES for dtype in TYPES}
 
     def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 import fxsparse as fxs
 import fxsparse.passes.ops
-from fxsparse.passes.kernels.library import Library, library
+from fxsparse.passes.kernels import groups as grouped
+from fxsparse.passes.kernels import norm
+from fxsparse.passes.kernels.library import FILE, Library, library
 from fxsparse.passes.ops.codes import channels as rows
 from fxsparse.passes.ops.codes import groups
-from fxsparse.passes.ops.codes.groups import Rounding
-from fxsparse.passes.ops.normalise import ACTIVATIONS, decode_norm
+from fxsparse.passes.ops.codes.groups import Groups, Rounding
+from fxsparse.passes.ops.normalise import ACTIVATIONS, decode_norm, packed_size
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels were not built")
 
@@ -129,6 +131,35 @@ def test_norms(given_: tuple[Tensor, Tensor, Tensor], activation: str, bits: int
         torch.testing.assert_close(gb, exact[2], equal_nan=True, **rough)
         gain = (found[2][rows.GAIN].abs().nan_to_num() + 1).view(1, -1, *[1] * (x.dim() - 2))
         torch.testing.assert_close(gx.float() / gain, exact[0] / gain, equal_nan=True, **rough)
+
+
+@pytest.mark.parametrize("level", ["portable", "avx2"])
+@pytest.mark.parametrize("shape", [(3, 10, 7, 9), (64, 33)], ids=str)
+def test_other_levels_of_instructions_make_the_same_codes(level: str, shape: tuple[int, ...]) -> None:
+    best = library()
+    assert best is not None
+    try:
+        other = Library(FILE, level)
+    except AttributeError:
+        pytest.skip(f"this build has no {level}")
+    if level == "avx2" and best.level == "portable":
+        pytest.skip("this machine has no AVX2")
+    x, w, b = (torch.randn(size, generator=generator(0)) for size in (shape, shape[1], shape[1]))
+    mean, grad = torch.zeros(shape[1]), torch.randn(shape, generator=generator(1))
+    made = []
+    for kernels in (best, other):
+        z, grid = torch.nn.functional.batch_norm(x, mean, mean + 1, w, b), rows.make_grid(w, b, shape[1], 4, True, x.device)
+        packed = torch.empty(packed_size(x, 4), dtype=torch.uint8)
+        norm.encode(kernels, x, z, mean, mean + 1, grid, True, packed)
+        stats, out = rows.statistics(grid, w, mean + 1), torch.empty_like(x)
+        norm.decode(kernels, packed, stats, "relu", 4, out)
+        group_stats, codes = torch.empty(2, -(-x.numel() // 64)), torch.empty(Groups(x.numel(), 64, 4).packed_bytes, dtype=torch.uint8)
+        grouped.encode(kernels, x.view(-1), 64, 4, False, None, 1, 8, group_stats, codes)
+        made.append([z, packed, out, group_stats, codes, norm.backward(kernels, grad, packed, stats, packed, True, "relu", 4)])
+    for found, expected in zip(made[1][:-1], made[0][:-1], strict=True):
+        assert torch.equal(found, expected)
+    for found, expected in zip(made[1][-1], made[0][-1], strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 # Which kernels run
