@@ -4,12 +4,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 FLOORS = {"fxsparse": "fxsparse", "fxsparse.passes": "passes", "fxsparse.cost_model": "cost_model"}
-SHIPPED = {".py", ".yaml", ".typed", ".html", ".js", ".css", ".txt"}
+SHIPPED = {".py", ".yaml", ".typed", ".html", ".js", ".css", ".txt", ".c", ".h"}
 
 
 def main(checkout: Path, elsewhere: Path) -> None:
@@ -34,6 +35,9 @@ def main(checkout: Path, elsewhere: Path) -> None:
     assert (site / "fxsparse" / "py.typed").is_file()
     for name in ("passes", "cost_model"):
         assert not (site / name).exists(), f"the wheel installs a top-level {name}"
+    kernels = importlib.import_module("fxsparse.passes.kernels.library").library()
+    assert kernels is not None or shutil.which("cc") is None, "there is a C compiler, but the wheel has no native kernels"
+    print("native kernels:", "none" if kernels is None else kernels.level)
     print(f"fxsparse {importlib.metadata.version('fxsparse')} works from {site}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
+from fxsparse.passes.kernels.library import library
 from fxsparse.passes.label import label_sites
 from fxsparse.passes.masks.specs import MaskSpec
 from fxsparse.passes.origins import origins_of, write_origins
@@ -101,7 +102,9 @@ def compile(
     add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs)
+    rewriter = Rewriter(
+        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend == "reference"
+    )
     label_sites(captured, names)
     stages = Trace() if trace else None
     results = rewriter.rewrite(captured, None if fuel is None else [fuel], stages)
@@ -109,7 +112,7 @@ def compile(
     install(captured, rewritten, rewriter)
     with leaving_no_trace():
         root_cost = annotate_cost(captured, names, example, rewritten)
-    report = _report(model, captured, plan, sites, results)
+    report = replace(_report(model, captured, plan, sites, results), kernels=_kernels(results, rewriter.reference))
     compiled = CompiledModel(
         captured.root,
         captured.forwards,
@@ -142,6 +145,7 @@ class Rewriter:
     state: AddedState
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
+    reference: bool = False
 
     def rewrite(self, captured: Capture, fuel: list[int] | None, trace: Trace | None = None) -> list[PassResult]:
         """Runs all passes over all graphs."""
@@ -162,7 +166,7 @@ class Rewriter:
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         if self.kept or self.specs:
-            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel))
+            inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel, self.reference))
         if keep is not None:
             keep(CAPTURE)
         for item in (*inserted, *self.extra_passes):
@@ -257,6 +261,16 @@ def _applied(specs: Mapping[str, _Spec], made_by: str, results: list[PassResult]
     """The specs that a pass has carried out somewhere."""
     changed = {change.site for result in results if result.name == made_by for change in result.changes}
     return {name: spec for name, spec in specs.items() if name in changed}
+
+
+def _kernels(results: list[PassResult], reference: bool) -> str:
+    """What makes the codes of saved activations, in words."""
+    if not any(result.name == "compress_saved" and result.changes for result in results):
+        return ""
+    if reference:
+        return "PyTorch, as asked for"
+    native = library()
+    return f"native kernels ({native.level})" if native else "PyTorch, since the native kernels were not built or cannot be used"
 
 
 def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str, Site], results: list[PassResult]) -> Report:

@@ -42,6 +42,7 @@ class Report:
         sites: one row for each contraction with a parameter. changes, skips: what the passes did and did not do.
         left: modules that keep their Python, with the reason.
         recorded: paths of the graphs that one call was recorded for; the others were traced.
+        kernels: what makes the codes of saved activations on a CPU; nothing where there are none.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Report:
     skips: tuple[Skip, ...]
     left: dict[str, str]
     recorded: tuple[str, ...] = ()
+    kernels: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -92,9 +94,10 @@ class Report:
         nodes = sum(self.graphs.values())
         kept, total = kept_and_total(self.sites)
         weights = f"; {quantity(kept)} of {quantity(total)} weights kept ({100 * kept / total:.1f} %)" if total else ""
+        kernels = f"; codes by {self.kernels}" if self.kernels else ""
         return (
             f"{self.model}: {len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}, {nodes} nodes, {len(self.sites)} sites; "
-            f"{rewritten} rewritten, {len(self.skips)} left exact, {len(self.left)} modules keep their Python{weights}"
+            f"{rewritten} rewritten, {len(self.skips)} left exact, {len(self.left)} modules keep their Python{weights}{kernels}"
         )
 
 

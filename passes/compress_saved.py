@@ -41,6 +41,7 @@ class CompressSaved(GraphPass):
         path: of the graph's module, from the model's root.
         blpa: what to do with the chains that end in a contraction, by the weight's site. sites: site of each parameter, by name.
         saved: what to do with other nodes, by ``site_of``. fuel: at most this many nodes are rewritten; what it holds is counted down.
+        reference: use no native kernels.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class CompressSaved(GraphPass):
         saved: Mapping[str, SavedSpec],
         sites: Mapping[str, str],
         fuel: list[int] | None = None,
+        reference: bool = False,
     ) -> None:
-        self.path, self.blpa, self.saved, self.sites, self.fuel = path, blpa, saved, sites, fuel
+        self.path, self.blpa, self.saved, self.sites, self.fuel, self.reference = path, blpa, saved, sites, fuel, reference
 
     def rewrite(self, gm: fx.GraphModule) -> tuple[Change | Skip, ...]:
         return _Rewriter(gm, self).run()
@@ -70,7 +72,7 @@ class _Rewriter:
         chains = self._chains()
         fused = {act for _, act in chains.norms.values() if act is not None}
         planned = self._planned(chains, fused)
-        emitter = Emitter(self.gm, self.make, chains, self._settled(planned, fused))
+        emitter = Emitter(self.gm, self.make, chains, self._settled(planned, fused), self.settings.reference)
         for node in list(self.gm.graph.nodes):
             if node in planned and not node._erased and self._has_fuel(planned[node].site or node.name):
                 self._rewrite(emitter, node, planned[node])

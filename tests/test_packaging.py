@@ -40,15 +40,16 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in names}
 
 
-def run(*command: str | Path, cwd: Path, pythonpath: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path, pythonpath: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE", "COV_"))}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"} | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
+    environment |= more
     command = tuple(map(str, command))
     return subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
-def build(source: Path, target: Path, kind: str) -> Path:
-    done = run(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", target, source, cwd=source)
+def build(source: Path, target: Path, kind: str, **environment: str) -> Path:
+    done = run(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", target, source, cwd=source, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     [built] = target.iterdir()
     return built
@@ -58,7 +59,7 @@ def build(source: Path, target: Path, kind: str) -> Path:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, since building leaves folders behind, and what an earlier build left must not matter."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in FLOORS:
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.so"))
@@ -82,7 +83,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_is_the_tree(checkout: Path, wheel: Path) -> None:
     expected = tree(checkout)
     assert {"fxsparse/py.typed", "fxsparse/passes/ops/__init__.py", "fxsparse/cost_model/__init__.py"} <= set(expected)
-    found = {name: data for name, data in contents(wheel).items() if ".dist-info/" not in name}
+    found = {name: data for name, data in contents(wheel).items() if ".dist-info/" not in name and shipped(Path(name))}
     left_out = sorted(set(expected) - set(found))
     assert not left_out, "not shipped: a folder has no __init__.py, or pyproject.toml's package-data does not name the suffix"
     assert found == expected
@@ -117,7 +118,7 @@ def test_new_files_of_every_floor_ship(checkout: Path, tmp_path: Path) -> None:
         "fxsparse/a_room/__init__.py",
         "fxsparse/html_report/page/a.html",
         "passes/a_room/inner/__init__.py",
-        "passes/a_room/inner/a.cpp",
+        "passes/a_room/inner/a.c",
     ]
     new += ["passes/a_room/__init__.py", "cost_model/accelerators/a.yaml", "cost_model/a_room/__init__.py"]
     for name in new:
@@ -162,3 +163,21 @@ def test_the_checkout_works_without_installing() -> None:
     done = run(sys.executable, "-c", program, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(ROOT / folder / "__init__.py") for folder in FLOORS.values()]
+
+
+KERNELS = "fxsparse/passes/kernels/native.so"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_wheel_has_the_native_kernels(wheel: Path) -> None:
+    assert KERNELS in contents(wheel)
+
+
+def test_without_a_compiler_there_is_a_wheel_without_kernels(checkout: Path, wheel: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkout, source, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info", "*.so"))
+    found = contents(build(source, tmp_path / "wheel", "wheel", CC=str(tmp_path / "no-such-compiler")))
+    assert KERNELS not in found
+    assert {name for name in found if ".dist-info/" not in name} == {
+        name for name in contents(wheel) if ".dist-info/" not in name and name != KERNELS
+    }

@@ -149,50 +149,52 @@ masked_gradient.without_derivative()
 
 
 @operator()
-def positive_relu(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def positive_relu(x: Tensor, bits: int, group_size: int, wanted: bool, reference: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return relu(x) and its code, of_positive(bits, group_size): 0 exactly where it is 0, so that the code is the mask as well."""
     y = torch.relu(x)
     if not wanted or x.numel() == 0:
         return y, x.new_empty(0, dtype=torch.uint8), x.new_empty((1, 0), dtype=torch.float32)
-    return y, *groups.encode(in_memory_order(dense(y)), group_size, bits, True, Rounding())
+    return y, *groups.encode(in_memory_order(dense(y)), group_size, bits, True, Rounding(), None, reference)
 
 
 @positive_relu.register_fake
-def _(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, bits: int, group_size: int, wanted: bool, reference: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), *encoded_like(x, bits, group_size, wanted, positive=True)
 
 
 def _setup_positive(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, bits, group_size, _ = inputs
+    _, bits, group_size, _, reference = inputs
     y, packed, stats = output
     ctx.mark_non_differentiable(packed, stats)
     ctx.set_materialize_grads(False)
-    ctx.form, ctx.scheme, ctx.facts = Form(y), of_positive(bits, group_size), (group_size, bits)
+    ctx.form, ctx.scheme, ctx.facts = Form(y), of_positive(bits, group_size), (group_size, bits, reference)
     ctx.save_for_backward(packed, stats)
 
 
 @once("fxsparse::positive_relu")
 def _backward_positive(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 4
+        return (None,) * 5
     packed, stats = ctx.saved_tensors
-    return torch.ops.fxsparse.positive_gradient(grad, packed, stats, ctx.form.strides, *ctx.facts), None, None, None
+    return torch.ops.fxsparse.positive_gradient(grad, packed, stats, ctx.form.strides, *ctx.facts), *(None,) * 4
 
 
 positive_relu.register_autograd(_backward_positive, setup_context=_setup_positive)
 
 
 @operator()
-def positive_gradient(grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_size: int, bits: int) -> Tensor:
+def positive_gradient(
+    grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_size: int, bits: int, reference: bool = False
+) -> Tensor:
     """Return `grad` where the code of fxsparse::positive_relu is not 0, 0 elsewhere, with these strides."""
     grad = like(grad, strides)
     out = torch.empty_like(grad)
-    groups.where_positive(packed, stats, group_size, bits, in_memory_order(grad), in_memory_order(out))
+    groups.where_positive(packed, stats, group_size, bits, in_memory_order(grad), in_memory_order(out), reference)
     return out
 
 
 @positive_gradient.register_fake
-def _(grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_size: int, bits: int) -> Tensor:
+def _(grad: Tensor, packed: Tensor, stats: Tensor, strides: list[int], group_size: int, bits: int, reference: bool = False) -> Tensor:
     return grad.new_empty_strided(grad.shape, strides)
 
 
@@ -200,15 +202,15 @@ positive_gradient.without_derivative()
 
 
 @operator()
-def quantize_positive(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor]:
+def quantize_positive(x: Tensor, bits: int, group_size: int, wanted: bool, reference: bool = False) -> tuple[Tensor, Tensor]:
     """Return the code, of_positive(bits, group_size), of a tensor without negative numbers; as fxsparse::quantize otherwise."""
     if not wanted or x.numel() == 0:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty((1, 0), dtype=torch.float32)
-    return groups.encode(in_memory_order(dense(x.detach())), group_size, bits, True, Rounding())
+    return groups.encode(in_memory_order(dense(x.detach())), group_size, bits, True, Rounding(), None, reference)
 
 
 @quantize_positive.register_fake
-def _(x: Tensor, bits: int, group_size: int, wanted: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, bits: int, group_size: int, wanted: bool, reference: bool = False) -> tuple[Tensor, Tensor]:
     return encoded_like(x, bits, group_size, wanted, positive=True)
 
 

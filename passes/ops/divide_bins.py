@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blpa_norm import decode_norm
 from .codes import channels as rows
 from .codes import positions
 from .codes.layout import by_channel, dense, in_memory_order
 from .codes.scheme import Scheme, parse
+from .normalise import decode_norm
 from .operator import operator
 from .pack_sparse import dynamic_size
 

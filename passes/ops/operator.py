@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "fxsparse"
+REFERENCE = "reference"  # the last argument of operators that have native kernels: whether to do without
 
 _LIBRARY_CLASS: Any = torch.library.Library
 LIBRARY = _LIBRARY_CLASS(NAMESPACE, "FRAGMENT")

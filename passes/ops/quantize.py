@@ -8,26 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blpa_norm import decode_norm
 from .codes import groups, masks
 from .codes.groups import Groups, Rounding
 from .codes.layout import block_elements, blocks, dense, dense_strides, in_memory_order, is_dense
 from .codes.room import give_back_free_pages
 from .codes.scheme import parse
 from .divide_bins import keep_reaching
+from .normalise import decode_norm
 from .operator import operator
 from .pack_sparse import NEAREST, unpack_sparse
 
 
 def encode(
-    x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: bool, value: Any = None, positive: bool = False
+    x: Tensor,
+    clock: Tensor,
+    bits: int,
+    group_size: int,
+    seed: int,
+    wanted: bool,
+    value: Any = None,
+    positive: bool = False,
+    reference: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the codes of a tensor, or of an elementwise function of it; the body of fxsparse::quantize."""
     if not wanted or x.numel() == 0:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty((1 if positive else 2, 0), dtype=torch.float32)
     rounding = Rounding() if seed == NEAREST else Rounding(seed, int(clock.item()))
-    packed, stats = groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value)
-    give_back_free_pages(packed)
+    packed, stats = groups.encode(in_memory_order(dense(x.detach())), group_size, bits, positive, rounding, value, reference)
+    give_back_free_pages(packed, if_grown=True)
     return packed, stats
 
 
@@ -39,20 +47,22 @@ def encoded_like(x: Tensor, bits: int, group_size: int, wanted: bool, positive: 
 
 
 @operator()
-def quantize(x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: bool) -> tuple[Tensor, Tensor]:
+def quantize(
+    x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: bool, reference: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return the codes of x, packed (uint8, 1-dim), and each group's minimum and step, (2, groups) float32.
 
     The scheme is of_range(bits, group_size). A group is `group_size` elements that follow each other in x's memory (in the order
     of a contiguous tensor if x has gaps); the last one holds what remains. With a `seed`, rounding is stochastic and unbiased,
     and depends on seed and `clock` (0-dim int64, on the CPU) alone; with NEAREST it is to the nearest code.
 
-    Not `wanted`: empty tensors. There is no derivative.
+    Not `wanted`: empty tensors. `reference`: without native kernels. There is no derivative.
     """
-    return encode(x, clock, bits, group_size, seed, wanted)
+    return encode(x, clock, bits, group_size, seed, wanted, reference=reference)
 
 
 @quantize.register_fake
-def _(x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, clock: Tensor, bits: int, group_size: int, seed: int, wanted: bool, reference: bool = False) -> tuple[Tensor, Tensor]:
     return encoded_like(x, bits, group_size, wanted)
 
 
@@ -81,7 +91,7 @@ def dequantize(
     """
     read = parse(scheme)
     if read.kind == "range":
-        give_back_free_pages(packed)
+        give_back_free_pages(packed, if_grown=True)
     out = torch.empty_strided(list(shape), list(strides), dtype=dtype, device=packed.device)
     if out.numel() == 0:
         return out

@@ -11,6 +11,7 @@ from torch import fx
 
 from .. import meta
 from ..graph import Recorder, first_real_node, value
+from ..ops.operator import REFERENCE
 from ..ops.pack_sparse import NEAREST
 from ..specs_saved import SavedSpec, Spec
 from ..state import CLOCK_TARGET
@@ -23,8 +24,8 @@ class Editor:
         removed, rewired: names of the nodes that were taken away, and whose arguments were changed.
     """
 
-    def __init__(self, gm: fx.GraphModule, make: Recorder) -> None:
-        self.gm, self.make = gm, make
+    def __init__(self, gm: fx.GraphModule, make: Recorder, reference: bool = False) -> None:
+        self.gm, self.make, self.reference = gm, make, reference
         self.removed: list[str] = []
         self.rewired: list[str] = []
         self.attributes: dict[str, fx.Node] = {}
@@ -42,7 +43,10 @@ class Editor:
         self.gm.graph.erase_node(node)
 
     def op(self, target: Any, role: str, spec: Spec, *args: Any) -> fx.Node:
-        """A call of an operator, which says for what it is there."""
+        """A call of an operator, which says for what it is there; its last argument may be whether to do without native kernels."""
+        last = target._schema.arguments[-1]
+        if last.name == REFERENCE and len(args) + 1 == len(target._schema.arguments):
+            args = (*args, self.reference)
         made = self.make.function(target, *args)
         meta.write(made, site=spec.site, role=role)
         return made

@@ -23,7 +23,7 @@ from .match import match
 from .saver import Saver, kept_in_full
 
 SCHEME = 4  # of pack_sparse's arguments
-SETTLE_EVERY = 8  # norms after which free memory goes back to the system
+SETTLE_EVERY = 24
 SHARED_BY = 4  # groups of other codes: values above a threshold differ less
 _PLAIN = {of_sparse(kind) for kind in SPARSE}
 
@@ -45,11 +45,11 @@ class Emitter(Editor):
     """Rewrites the nodes of one graph, one after the other in their order.
 
     Args:
-        chains: what BLPA does with which nodes. alive: what stays in memory whatever is done.
+        chains: what BLPA does with which nodes. alive: what stays in memory whatever is done. reference: use no native kernels.
     """
 
-    def __init__(self, gm: fx.GraphModule, make: Recorder, chains: Chains, alive: Alive) -> None:
-        super().__init__(gm, make)
+    def __init__(self, gm: fx.GraphModule, make: Recorder, chains: Chains, alive: Alive, reference: bool = False) -> None:
+        super().__init__(gm, make, reference)
         self.chains, self.alive = chains, alive
         self.codes: dict[fx.Node, Code] = {}
         self._norms = 0
@@ -231,7 +231,7 @@ class Emitter(Editor):
     def _blpa_norm(self, node: fx.Node, saver: Saver, spec: Spec, activation: str, act: fx.Node | None) -> tuple[fx.Node, str]:
         arguments, counter = self._norm_arguments(saver)
         self._norms += 1
-        settle = self._norms % SETTLE_EVERY == 0 or self._norms == len(self.chains.norms)
+        settle = self._norms % SETTLE_EVERY == 0
         settings = (saver.facts["momentum"], saver.facts["eps"], activation, spec.bits, self.gradient_wanted(), settle)
         made = self.op(OPS.blpa_norm.default, "norm", spec, saver.x, *arguments, *settings)
         out = self.item(made, 0)

@@ -56,8 +56,9 @@ class Grid:
     is_high: Tensor
 
     def stacked(self) -> Tensor:
-        """The vectors that encoding needs, (4, C): 1/slope, first, bins for one sigma (with gamma's sign), origin."""
-        return torch.stack([1 / self.slope, self.first, self.per_unit * self.sign, self.origin])
+        """The vectors that encoding needs, (5, C): 1/slope, first, bins for one sigma (with gamma's sign), origin, 1 if regular."""
+        regular = self.is_regular.to(torch.float32)
+        return torch.stack([1 / self.slope, self.first, self.per_unit * self.sign, self.origin, regular])
 
 
 def make_grid(weight: Tensor | None, bias: Tensor | None, channels: int, bits: int, with_relu: bool, device: torch.device) -> Grid:
@@ -113,10 +114,18 @@ def encode_regular(z: Tensor, grid: list[Tensor], bits: int, values: Tensor) -> 
     values.ceil_().add_(grid[1] - 1).clamp_(0, (1 << bits) - 1)
 
 
+def encode_any(x: Tensor, z: Tensor, mean: Tensor, invstd: Tensor, grid: list[Tensor], bits: int, values: Tensor) -> None:
+    """Store the codes of x (A, C, B), as float32, in `values`, before a ReLU: of each channel as its kind wants it."""
+    encode(x, z, mean, invstd, grid, bits, values)
+    regular = torch.empty_like(values)
+    encode_regular(z, grid, bits, regular)
+    torch.where(grid[4] != 0, regular, values, out=values)
+
+
 def encode(x: Tensor, z: Tensor | None, mean: Tensor, invstd: Tensor, grid: list[Tensor], bits: int, values: Tensor) -> None:
     """Store the codes of the normalised x (A, C, B), as float32, in `values`; with z, codes say whether z > 0."""
     last = (1 << bits) - 1
-    _, first, per_unit, origin = grid
+    _, first, per_unit, origin, _ = grid
     scale = invstd * per_unit
     torch.mul(x, scale, out=values)
     values.add_(origin - mean * scale).clamp_(0, last).floor_()

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels import groups as native
+from ...kernels.library import Library, kernels_for
 from .bits import pack, parts_of, to_codes, unpack
 from .layout import block_elements, blocks
-from .noise import add_noise, offset_of
+from .noise import add_noise, offset_of, table
 from .room import room
 
 SMALLEST_RANGE = 1e-30
@@ -70,16 +72,30 @@ class Groups:
         return (self.whole * self.size + self.padded_rest) // parts_of(self.bits)
 
 
+def _kernels(flat: Tensor, size: int, reference: bool) -> Library | None:
+    return None if reference or size > native.LARGEST or not flat.is_contiguous() else kernels_for(flat)
+
+
 def encode(
-    flat: Tensor, size: int, bits: int, positive: bool, rounding: Rounding, value: Callable[[Tensor], Tensor] | None = None
+    flat: Tensor,
+    size: int,
+    bits: int,
+    positive: bool,
+    rounding: Rounding,
+    value: Callable[[Tensor], Tensor] | None = None,
+    reference: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the packed codes (uint8) and the statistics (float32) of a 1-dim float tensor, or of `value` of it, an elementwise function.
 
-    The statistics are (2, groups), lows and steps, or for positive codes (1, groups), steps.
+    The statistics are (2, groups), lows and steps, or for positive codes (1, groups), steps. `reference`: without native kernels.
     """
     division = Groups(flat.numel(), size, bits)
     packed = room(division.packed_bytes, flat)
     stats = flat.new_empty((1 if positive else 2, division.count), dtype=torch.float32)
+    kernels = _kernels(flat, size, reference)
+    if kernels is not None:
+        _encode_natively(kernels, flat, division, positive, rounding, value, stats, packed)
+        return packed, stats
     whole = division.whole * size
     rows, bytes_each = flat[:whole].view(-1, size), size // parts_of(bits)
     out = packed[: division.whole * bytes_each].view(-1, bytes_each)
@@ -98,6 +114,29 @@ def encode(
         buffer = _Buffers(flat, 1, row.shape[1], bits)
         _encode_rows(row, bits, positive, stats[:, division.whole :], end, rounding, index + 1, buffer, value)
     return packed, stats
+
+
+def _encode_natively(
+    kernels: Library,
+    flat: Tensor,
+    division: Groups,
+    positive: bool,
+    rounding: Rounding,
+    value: Callable[[Tensor], Tensor] | None,
+    stats: Tensor,
+    packed: Tensor,
+) -> None:
+    size, bits, rows = division.size, division.bits, max(1, block_elements(flat) // division.size)
+    noise = None if rounding.seed is None else (table(flat.device), rounding.seed, rounding.step)
+    if value is None:
+        native.encode(kernels, flat, size, bits, positive, noise, 1, rows, stats, packed)
+        return
+    for index, block in enumerate(blocks(division.whole + (division.rest > 0), size, rows * size), start=1):
+        part = value(flat[block.start * size : block.stop * size])
+        own = stats.new_empty((stats.shape[0], block.stop - block.start))
+        codes = packed[block.start * size // parts_of(bits) : block.stop * size // parts_of(bits)]
+        native.encode(kernels, part, size, bits, positive, noise, index, rows, own, codes)
+        stats[:, block] = own
 
 
 class _Buffers:
@@ -144,8 +183,14 @@ def _encode_rows(
     pack(buffers.parts, bits, 1, out)
 
 
-def decode(packed: Tensor, stats: Tensor, elements: int, size: int, bits: int, positive: bool, out: Tensor) -> None:
+def decode(
+    packed: Tensor, stats: Tensor, elements: int, size: int, bits: int, positive: bool, out: Tensor, reference: bool = False
+) -> None:
     """Store what the codes stand for in `out`, a 1-dim tensor of any float dtype."""
+    kernels = _kernels(out, size, reference)
+    if kernels is not None:
+        native.decode(kernels, packed, stats, size, bits, positive, out)
+        return
     division = Groups(elements, size, bits)
     whole, bytes_each = division.whole * size, size // parts_of(bits)
     rows, source = out[:whole].view(-1, size), packed[: division.whole * bytes_each].view(-1, bytes_each)
@@ -175,8 +220,12 @@ def _decode_rows(packed: Tensor, stats: Tensor, bits: int, positive: bool, out: 
         out.copy_(values)
 
 
-def where_positive(packed: Tensor, stats: Tensor, size: int, bits: int, grad: Tensor, out: Tensor) -> None:
+def where_positive(packed: Tensor, stats: Tensor, size: int, bits: int, grad: Tensor, out: Tensor, reference: bool = False) -> None:
     """Store `grad` in `out` where the code is not 0, 0 elsewhere; both of one dimension. A group that held a NaN or infinity gets NaN."""
+    kernels = _kernels(grad, size, reference)
+    if kernels is not None:
+        native.gradient(kernels, grad, packed, stats, size, bits, out)
+        return
     division = Groups(grad.numel(), size, bits)
     bytes_each, parts = size // parts_of(bits), parts_of(bits)
     rows, target = grad[: division.whole * size].view(-1, size), out[: division.whole * size].view(-1, size)

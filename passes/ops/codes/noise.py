@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 @lru_cache(maxsize=16)
-def _table(device: torch.device) -> Tensor:
+def table(device: torch.device) -> Tensor:
     """Return the table twice in a row, so that every window of SIZE elements is contiguous."""
     generator = torch.Generator().manual_seed(0x5EED)
     order = torch.randperm(SIZE, generator=generator).to(torch.float32).add_(0.5).div_(SIZE)
@@ -36,7 +36,7 @@ def offset_of(seed: int, step: int, block: int) -> int:
 def add_noise(values: Tensor, offset: int) -> None:
     """Add to each element of a contiguous float32 tensor its number in [0, 1)."""
     flat = values.view(-1)
-    window = _table(values.device)[offset : offset + SIZE]
+    window = table(values.device)[offset : offset + SIZE]
     whole = flat.numel() // SIZE * SIZE
     if whole:
         flat[:whole].view(-1, SIZE).add_(window)

@@ -1,0 +1,82 @@
+"""The native library: loaded through ctypes from beside this file, if it was built, and asked for a kernel by name and element type."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FILE = Path(__file__).with_name("native.so")
+VERSION = 1  # of the kernels' arguments; level.c says the same
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+_POINTER, _LONG, _UNSIGNED, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
+_SIGNATURES: dict[str, list[Any]] = {
+    "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
+    "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
+    "groups_gradient": [_POINTER] * 3 + [_LONG] * 2 + [_INT, _POINTER, _INT],
+    "norm_encode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER] * 2 + [_INT],
+    "norm_decode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER, _INT],
+    "norm_backward": [_POINTER] * 4 + [_LONG] * 4 + [_INT] * 3 + [_POINTER] * 4 + [_INT],
+}
+
+
+class Library:
+    """A loaded library.
+
+    Attributes:
+        level: "avx512", "avx2" or "portable", the vector instructions that it uses on this machine.
+    """
+
+    def __init__(self, file: Path, level: str | None = None) -> None:
+        """``level``: another than the best one.
+
+        Raises: OSError, AttributeError if the file is no library, or not this version's."""
+        self._library = ctypes.CDLL(str(file))
+        self._library.fxs_level.restype = ctypes.c_char_p
+        version = self._library.fxs_version()
+        if version != VERSION:
+            raise OSError(f"it has version {version}, wanted is {VERSION}")
+        self.level: str = level or self._library.fxs_level().decode()
+        self._found = {(name, dtype): self._find(name, dtype) for name in _SIGNATURES for dtype in TYPES}
+
+    def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
+        function = getattr(self._library, f"fxs_{name}_{TYPES[dtype]}_{self.level}")
+        function.argtypes, function.restype = _SIGNATURES[name], None
+        found: Callable[..., None] = function
+        return found
+
+    def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        """Calls a kernel for elements of ``dtype``, on as many threads as torch uses; tensors are passed by address."""
+        given = [item.data_ptr() if isinstance(item, Tensor) else item for item in arguments]
+        self._found[name, dtype](*given, torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def library(file: Path = FILE) -> Library | None:
+    """Return the library; None, with a warning, if there is a file that cannot be used, and without one if it was not built."""
+    if not file.exists():
+        return None
+    try:
+        return Library(file)
+    except (OSError, AttributeError) as error:
+        warnings.warn(
+            f"fxsparse's native kernels in {file} cannot be used ({error}); PyTorch computes instead. Install fxsparse again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def kernels_for(*tensors: Tensor) -> Library | None:
+    """Return the library if it has kernels for tensors of this kind, all of one type."""
+    first = tensors[0]
+    if first.dtype not in TYPES or any(item.device.type != "cpu" or item.dtype != first.dtype for item in tensors):
+        return None
+    return library()

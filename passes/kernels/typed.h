@@ -1,0 +1,3 @@
+/* The kernels of one element type. */
+#include "groups.h"
+#include "norm.h"
