@@ -64,6 +64,7 @@ class Report:
             "skips": [asdict(skip) for skip in self.skips],
             "left": dict(self.left),
             "recorded": list(self.recorded),
+            "kernels": self.kernels,
         }
 
     def table(self, depth: int | None = None) -> str:

@@ -63,7 +63,8 @@ class OnnxFile:
         data = self.facts["report"]
         rows = tuple(SiteRow(**{**row, "shape": tuple(row["shape"])}) for row in data["sites"])
         skips = tuple(Skip(**skip) for skip in data["skips"])
-        return Report(model=data["model"], graphs=data["graphs"], sites=rows, changes=(), skips=skips, left=data["left"])
+        names = ("model", "graphs", "left", "kernels")
+        return Report(sites=rows, changes=(), skips=skips, recorded=tuple(data["recorded"]), **{name: data[name] for name in names})
 
     @cached_property
     def stored(self) -> dict[str, Any]:
