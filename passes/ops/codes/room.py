@@ -22,7 +22,7 @@ from torch import Tensor
 
 SMALLEST = 1 << 16  # bytes below which a page of its own would cost more than it saves
 LARGE = 1 << 18
-GROWTH = 1 << 28  # bytes that a process may grow by before its free pages are given back
+GROWTH = 1 << 26  # bytes that a process may grow by before its free pages are given back
 _FLAGS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0) | getattr(mmap, "MAP_POPULATE", 0)
 
 
