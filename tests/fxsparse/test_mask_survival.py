@@ -430,9 +430,12 @@ def test_a_copy_does_not_trust_what_was_noted_of_the_original() -> None:
 
 
 @pytest.fixture
-def fresh_dynamo() -> Iterator[None]:
+def fresh_dynamo(request: pytest.FixtureRequest) -> Iterator[None]:
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True, allow_rnn=True):
+    # PyTorch cannot train its own nn.LSTM under torch.compile through oneDNN (pytorch/pytorch#158007)
+    onednn = torch.backends.mkldnn.is_available() and "lstm" not in request.node.name
+    recurrent = torch._dynamo.config.patch(error_on_recompile=True, allow_rnn=True)
+    with recurrent, torch.backends.mkldnn.flags(enabled=onednn, allow_tf32=None):
         yield
     torch._dynamo.reset()
 
