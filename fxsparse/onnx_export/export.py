@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from .facts import (
     with_thresholds,
 )
 from .finalize import Finalized, finalize
+from .fold_norms import fold_norms_of
 from .lower import lower, require_onnx
 from .shared_tables import share_tables
-from .sparse_tensors import Stored, make_sparse
+from .sparse_tensors import choose_sparse, make_sparse
 from .visible import show_nodes
 from .write import LIMIT_BYTES, exceeds, require_writable, write
 
@@ -49,6 +50,7 @@ class ExportResult:
             table that it is tied to.
         dynamic_batch: whether any batch size may be given.
         removed: channels that ``compact`` has removed, by layer.
+        folded: batch norms that were folded into the convolutions before them.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class ExportResult:
     stored: Mapping[str, str]
     dynamic_batch: bool
     removed: Mapping[str, int]
+    folded: int
 
 
 def export_onnx(
@@ -67,10 +70,13 @@ def export_onnx(
     metadata: bool = True,
     keep_nodes: bool = False,
     compact: bool = False,
+    fold_norms: bool = False,
     opset: int | None = None,
     limit: int = LIMIT_BYTES,
 ) -> ExportResult:
     """Writes a compiled model as ONNX; see ``CompiledModel.export_onnx``."""
+    if fold_norms and keep_nodes:
+        raise ExportError("keep_nodes shows the model's own nodes, and fold_norms removes batch norms from among them; choose one")
     place = _place_of(sparse)
     require_onnx()
     target = require_writable(path)
@@ -82,22 +88,26 @@ def export_onnx(
     names = _initializers(model, final, proto)
     kept = {names[site]: mask for site, mask in shrunk.kept.items() if site in names}
     candidates = _candidates(shrunk.module)
+    chosen = choose_sparse(proto, kept, candidates, limit // 2 if exceeds(proto, limit) else None) if place is not None else []
+    folded = fold_norms_of(proto, candidates) if fold_norms else []
     values = {tensor.name: tensor for tensor in proto.graph.initializer}
     zeros = {site: _kept_zeros(values[names[site]], kept[names[site]]) for site in shrunk.kept if site in names}
-    budget = limit // 2 if exceeds(proto, limit) else None
-    stored = make_sparse(proto, kept, candidates, place, budget) if place is not None else {}
-    tables = share_tables(proto, model, final.sites, names, stored) if place is not None and not keep_nodes else {}
+    stored = make_sparse(proto, chosen, place) if place is not None else frozenset()
+    tables = share_tables(proto, model, final.sites, names, {*stored, *folded}) if place is not None and not keep_nodes else {}
     if keep_nodes:
         consumers = show_nodes(proto, model, final.sites, shrunk.kept, names)
     else:
         consumers = {site: contractions_of(proto, name) for site, name in names.items()}
     if metadata:
-        extra = {"example": form.to_dict(), "merged": lowered.merged or None, "compact": dict(shrunk.removed) or None}
+        facts = {"merged": lowered.merged, "compact": dict(shrunk.removed), "folded": folded}
+        extra = {"example": form.to_dict(), **{key: value or None for key, value in facts.items()}}
         described = _described(model, shrunk, names, stored, zeros, tables)
         _annotate(proto, model, final, described, consumers, extra)
     size = write(proto, target, limit=limit)
     forms = {site: "shared" if site in tables else _form(stored, names[site]) for site in shrunk.kept if site in names}
-    return ExportResult(path=target, size_bytes=size, stored=forms, dynamic_batch=lowered.dynamic, removed=shrunk.removed)
+    return ExportResult(
+        path=target, size_bytes=size, stored=forms, dynamic_batch=lowered.dynamic, removed=shrunk.removed, folded=len(folded)
+    )
 
 
 def _place_of(sparse: bool | str) -> str | None:
@@ -151,15 +161,15 @@ def _kept_zeros(tensor: Any, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return np.flatnonzero(flat & (numpy_helper.to_array(tensor).reshape(-1) == 0))
 
 
-def _form(stored: Mapping[str, Stored], name: str) -> str:
-    return stored[name].form if name in stored else "dense"
+def _form(stored: Collection[str], name: str) -> str:
+    return "sparse" if name in stored else "dense"
 
 
 def _described(
     model: CompiledModel,
     shrunk: Compacted,
     names: Mapping[str, str],
-    stored: Mapping[str, Stored],
+    stored: Collection[str],
     zeros: Mapping[str, np.ndarray[Any, Any]],
     tables: Mapping[str, str],
 ) -> dict[str, SiteFacts]:

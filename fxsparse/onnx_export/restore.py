@@ -46,6 +46,11 @@ def from_onnx(
     file = OnnxFile(path)
     if file.facts.get("compact"):
         raise ExportError(f"{str(path)!r} was exported with compact=True, without the filters that were dead; no mask can be made of it")
+    if weights and file.facts.get("folded"):
+        raise ExportError(
+            f"{str(path)!r} holds weights with the batch norms after them folded in, which cannot be told apart again; restore policy and "
+            "masks alone with from_onnx(path, model, weights=False), or export without fold_norms"
+        )
     if policy is None and "policy" not in file.facts:
         raise ExportError(
             f"{str(path)!r} holds no policy, since it has a criterion that is Python; pass it: from_onnx(path, model, policy=...)"

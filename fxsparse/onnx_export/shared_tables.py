@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .dropping import dropping_nodes, threshold_of
-from .sparse_tensors import Stored
 
 if TYPE_CHECKING:
     from ..compiled_model import CompiledModel
@@ -14,11 +13,14 @@ if TYPE_CHECKING:
 
 
 def share_tables(
-    proto: Any, model: CompiledModel, final: Mapping[str, FinalSite], names: Mapping[str, str], stored: Mapping[str, Stored]
+    proto: Any, model: CompiledModel, final: Mapping[str, FinalSite], names: Mapping[str, str], settled: Collection[str]
 ) -> dict[str, str]:
     """Lets the graph compute a sparse weight that would be stored dense from the dense table that it is tied to, in place.
 
     The threshold is applied with standard operators, which a runtime folds when it loads the file.
+
+    Args:
+        settled: weights that stay as they are.
 
     Returns: the table of each weight that is computed so, by site.
     """
@@ -29,8 +31,7 @@ def share_tables(
     for site, name in names.items():
         table = _table(site, model, final, tensors)
         spec = model.swat.get(site)
-        is_sparse = name in stored and stored[name].form == "sparse"
-        if table is None or name not in tensors or spec is None or spec.reduce_dims or is_sparse:
+        if table is None or name not in tensors or spec is None or spec.reduce_dims or name in settled:
             continue
         kind = tensors[name].data_type
         proto.graph.initializer.remove(tensors[name])

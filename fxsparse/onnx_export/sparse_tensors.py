@@ -7,7 +7,7 @@ operator that reads it and refuses that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,54 +20,60 @@ _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 1
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How a weight is stored: ``form`` is "sparse" or "dense"; ``kept``, the elements that count as kept."""
+class Choice:
+    """A weight that takes ``saved`` bytes less as a sparse tensor of the elements at ``positions``, flat and sorted."""
 
-    form: str
-    kept: int
+    name: str
+    positions: np.ndarray[Any, Any]
+    saved: int
 
 
-def make_sparse(
-    model: Any, kept: Mapping[str, np.ndarray[Any, Any]], candidates: Mapping[str, int], place: str, budget: int | None = None
-) -> dict[str, Stored]:
-    """Turns weights into sparse tensors where they take fewer bytes so, in place.
+def choose_sparse(
+    model: Any, kept: Mapping[str, np.ndarray[Any, Any]], candidates: Mapping[str, int], budget: int | None = None
+) -> list[Choice]:
+    """The weights that take fewer bytes as sparse tensors.
 
     Args:
         model: a ModelProto whose weights are dense initializers.
         kept: bool for each element, for weights that a technique has made sparse: these positions are stored, zeros among them too.
         candidates: further initializers that may be stored sparse, with their number of elements; of these, what is not +0.0 is stored.
-        place: "constant" or "initializer".
         budget: bytes that all sparse tensors together may take; the largest savings come first. None: no limit.
     """
-    graph = model.graph
-    found: dict[str, Stored] = {}
-    chosen: list[tuple[int, Any, np.ndarray[Any, Any]]] = []
-    for tensor in graph.initializer:
+    found = []
+    sizes = {}
+    for tensor in model.graph.initializer:
         size = _SIZES.get(tensor.data_type)
         if size is None or (tensor.name not in kept and candidates.get(tensor.name, 0) < SMALLEST_ELEMENTS):
             continue
         values = bits_of(tensor, size)
         if tensor.name in kept:
             positions = np.flatnonzero(kept[tensor.name].reshape(-1))
-            found[tensor.name] = Stored("dense", len(positions))
-        else:
-            if np.count_nonzero(values) * (size + INDEX_BYTES) >= values.nbytes:
-                continue
+        elif np.count_nonzero(values) * (size + INDEX_BYTES) < values.nbytes:
             positions = np.flatnonzero(values)
-        saved = values.nbytes - (len(positions) * (size + INDEX_BYTES) + OVERHEAD_BYTES)
-        if saved > 0:
-            chosen.append((saved, tensor, positions))
-    made = {}
-    for saved, tensor, positions in sorted(chosen, key=lambda item: -item[0]):
-        needed = len(tensor.raw_data) - saved
-        if budget is not None:
-            if needed > budget:
-                continue
-            budget -= needed
-        made[tensor.name] = positions
-        found[tensor.name] = Stored("sparse", len(positions))
-    _replace(graph, made, place)
-    return found
+        else:
+            continue
+        sizes[tensor.name] = len(positions) * (size + INDEX_BYTES) + OVERHEAD_BYTES
+        if sizes[tensor.name] < values.nbytes:
+            found.append(Choice(tensor.name, positions, values.nbytes - sizes[tensor.name]))
+    found.sort(key=lambda choice: -choice.saved)
+    if budget is None:
+        return found
+    within = []
+    for choice in found:
+        if sizes[choice.name] <= budget:
+            budget -= sizes[choice.name]
+            within.append(choice)
+    return within
+
+
+def make_sparse(model: Any, chosen: Sequence[Choice], place: str) -> frozenset[str]:
+    """Stores weights as sparse tensors, in place. Returns their names.
+
+    Args:
+        place: "constant" or "initializer".
+    """
+    _replace(model.graph, {choice.name: choice.positions for choice in chosen}, place)
+    return frozenset(choice.name for choice in chosen)
 
 
 def bits_of(tensor: Any, size: int) -> np.ndarray[Any, Any]:
