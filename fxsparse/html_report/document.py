@@ -32,7 +32,17 @@ def document(
     batch_size: int | None = None,
     density: str = "target",
 ) -> dict[str, Any]:
-    """The document; see ``html_page`` for the arguments and errors."""
+    """The document.
+
+    Args:
+        accelerator: a shipped name, a file, an Accelerator; None takes the one that the model was compiled for, if any.
+        compare: another compiled model or CostReport, or several by name, to set beside this one. Dense is always among them.
+        title: None takes the model's class name.
+        convention, batch_size, density: see ``CompiledModel.cost``.
+
+    Raises:
+        CostError: the model was compiled without example inputs, an argument is unknown, or what is compared does not fit.
+    """
     machine = machine_of(accelerator) or compiled.accelerator
     others = _named(compare, compiled)
 

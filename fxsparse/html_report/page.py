@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxsparse.cost_model.accelerator import Accelerator
-
 from ..errors import FxSparseError
 from ..whole_files import require_writable, write_text
 from .document import document
@@ -27,38 +25,17 @@ _SCRIPTS = ("format", "model", "colour", "layout", "graph", "details", "table", 
 _NOTEBOOK_HEIGHT_PX = 760
 
 
-def html_page(
-    compiled: CompiledModel,
-    *,
-    accelerator: str | Accelerator | None = None,
-    compare: Any = None,
-    title: str | None = None,
-    convention: str = "exact",
-    batch_size: int | None = None,
-    density: str = "target",
-) -> str:
+def html_page(compiled: CompiledModel, **options: Any) -> str:
     """One self-contained HTML page about a compiled model.
 
     Args:
-        accelerator: a shipped name, a file, an Accelerator; None takes the one that the model was compiled for, if any.
-        compare: another compiled model or CostReport, or several by name, to set beside this one. Dense is always among them.
-        title: None takes the model's class name.
-        convention, batch_size, density: see ``CompiledModel.cost``.
+        options: see ``document``.
 
     Raises:
-        FxSparseError: jinja2 is not installed.
-        CostError: the model was compiled without example inputs, an argument is unknown, or what is compared does not fit.
+        FxSparseError: jinja2 is not installed; see ``document`` too.
     """
     template = _template()
-    data = document(
-        compiled,
-        accelerator=accelerator,
-        compare=compare,
-        title=title,
-        convention=convention,
-        batch_size=batch_size,
-        density=density,
-    )
+    data = document(compiled, **options)
     libraries, own, style = _assets()
     scripts = [*libraries, own]
     page: str = template.render(

@@ -143,7 +143,7 @@ def _line_of(exported: torch.export.ExportedProgram, operator: str) -> str:
     """Where the model calls an operator: it may come from another one by decomposition."""
     try:
         graphs = [exported.graph, exported.run_decompositions().graph]
-    except Exception:
+    except Exception:  # only the place in a message is lost
         graphs = [exported.graph]
     for graph in graphs:
         for node in graph.nodes:
