@@ -137,13 +137,16 @@ class SparseSupport:
 class Roofline:
     """A CPU or GPU: peak rates by dtype, an efficiency (at most 1) by operator class, overhead of a launch, board power.
 
-    calibrated: the figures were measured on the machine at hand.
+    new_bytes_per_s: the rate at which the system hands out new pages, which a tensor of `new_from_bytes` or more is made of each time;
+    None where memory is kept for the next tensor. calibrated: the figures were measured on the machine at hand.
     """
 
     peak_flops: Mapping[str, float] = _rates()
     efficiency: Mapping[str, float] = _rates(most=1.0, names=OPERATOR_CLASSES, default_factory=dict)
     overhead_s: float = _checked(lambda value: _is_number(value) and value >= 0, "a number >= 0", default=0.0)
     power_w: float | None = _positive(default=None)
+    new_bytes_per_s: float | None = _positive(default=None)
+    new_from_bytes: int = _count(default=1 << 25)
     calibrated: bool = _flag(default=False)
 
 

@@ -171,7 +171,8 @@ def _price(
     if accelerator is None:
         return _cost(counted, dram_bytes=moved_bytes, tags=_TAGS["none", request.sparsity.is_dense])
     if accelerator.roofline is not None:
-        return _roofline(request, which, counted, moved_bytes, accelerator, dtype)
+        made_bytes = _made_bytes(work, which, element_bits) * bits / element_bits
+        return _roofline(request, which, counted, moved_bytes, made_bytes, accelerator, dtype)
     array = accelerator.array
     assert array is not None
     parts = [work_on_array(one, which, product, tiled[product], request.sparsity, accelerator, array, bits) for one, product in plan]
@@ -248,7 +249,17 @@ def operator_class(workload: Workload) -> str:
     return "pointwise_conv" if min(workload.in_channels, workload.out_channels) >= _NARROW else "narrow_conv"
 
 
-def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes: float, accelerator: Accelerator, dtype: str) -> PassCost:
+def _made_bytes(work: Workload, which: Pass, element_bits: int) -> float:
+    """Bytes of the largest tensor that a pass makes."""
+    if isinstance(work, Pointwise):
+        return float({"forward": work.made_bytes, "grad_input": work.backward_made_bytes}.get(which, 0) * work.batch)
+    made = {"forward": "output_elements", "grad_input": "input_elements", "grad_weight": "weight_elements"}[which]
+    return max((getattr(one, made) for one in _products(work)), default=0) * element_bits / 8
+
+
+def _roofline(
+    request: CostRequest, which: Pass, counted: _Counted, moved_bytes: float, made_bytes: float, accelerator: Accelerator, dtype: str
+) -> PassCost:
     machine = accelerator.roofline
     assert machine is not None
     if dtype not in machine.peak_flops:
@@ -271,11 +282,14 @@ def _roofline(request: CostRequest, which: Pass, counted: _Counted, moved_bytes:
         efficiency=efficiency_of(machine.efficiency, operator_class(work), backward=which != "forward"),
         overhead_s=machine.overhead_s,
     )
+    seconds = found.time_s + (
+        made_bytes / machine.new_bytes_per_s if machine.new_bytes_per_s and made_bytes >= machine.new_from_bytes else 0
+    )
     return _cost(
         counted,
         dram_bytes=moved_bytes,
-        energy_pj=None if machine.power_w is None else found.time_s * machine.power_w * 1e12,
-        time_s=found.time_s,
+        energy_pj=None if machine.power_w is None else seconds * machine.power_w * 1e12,
+        time_s=seconds,
         bound=found.bound,
         tags=_TAGS[kind, sparsity.is_dense],
     )

@@ -42,6 +42,7 @@ class Pointwise:
 
     fixed_bytes and fixed_backward_bytes do not grow with the batch (parameters read, parameter gradients written), nor do
     fixed_flops and fixed_backward_flops (of operators on parameters).
+    made_bytes, backward_made_bytes: of the largest tensor that is made anew, which an operator in place does not.
     free: a view that neither reads nor writes; all its bytes must be 0.
     """
 
@@ -57,12 +58,14 @@ class Pointwise:
     backward_flops: float = 0
     fixed_flops: float = 0
     fixed_backward_flops: float = 0
+    made_bytes: int = 0
+    backward_made_bytes: int = 0
     free: bool = False
 
     def __post_init__(self) -> None:
         where = f"Pointwise({self.operator!r})"
         sizes = ("read_bytes", "write_bytes", "fixed_bytes", "backward_read_bytes", "backward_write_bytes", "fixed_backward_bytes")
-        for name in ("batch", *sizes):
+        for name in ("batch", "made_bytes", "backward_made_bytes", *sizes):
             require_count(f"{where}.{name}", getattr(self, name), at_least=0)
         for name in ("flops", "backward_flops", "fixed_flops", "fixed_backward_flops"):
             if not getattr(self, name) >= 0:
@@ -101,6 +104,8 @@ class Pointwise:
             backward_write_bytes=input_elements * element_bytes if backward else 0,
             fixed_backward_bytes=2 * parameter_elements * element_bytes if backward else 0,
             backward_flops=per_input * input_elements if backward else 0,
+            made_bytes=output_elements * element_bytes,
+            backward_made_bytes=input_elements * element_bytes if backward else 0,
         )
 
     def macs(self, which: Pass) -> int:

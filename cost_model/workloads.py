@@ -46,5 +46,5 @@ def contractions_of(workload: Workload) -> tuple[Contraction, ...]:
 def without_input_gradient(workload: Workload) -> Workload:
     """The same workload when its input is the network's own, for which no gradient is taken."""
     if isinstance(workload, Pointwise):
-        return replace(workload, backward_read_bytes=0, backward_write_bytes=0, backward_flops=0)
+        return replace(workload, backward_read_bytes=0, backward_write_bytes=0, backward_flops=0, backward_made_bytes=0)
     return replace(workload, input_needs_grad=False)

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from fxsparse.cost_model.accelerator import Accelerator
+from fxsparse.cost_model.gemm import Pass
 
 from .calibration_chains import CHAINS, Chain
 from .errors import CostError
 from .estimator import estimate
 
-STAGES = 3 + len(CHAINS)
+STAGES = 4 + len(CHAINS)
+_LEAST_SECONDS = 1e-6
+_LEAST_SHARE = 0.2  # of a measured time that is the operators' own
+_HALVES: tuple[tuple[str, tuple[Pass, ...]], ...] = (("", ("forward",)), ("_backward", ("grad_input", "grad_weight")))
 
 
 def calibrate(
@@ -48,16 +52,18 @@ def calibrate(
     bandwidth = bench.bandwidth()
     progress("overhead of an operator")
     overhead = bench.overhead()
-    ideal = _accelerator(device, peaks, bandwidth, overhead, {}, "")
+    progress("new pages")
+    new_rate = bench.new_rate()
+    ideal, made_anew = (_accelerator(device, peaks, bandwidth, overhead, rate, {}, "") for rate in (None, new_rate))
     reached: dict[str, list[float]] = defaultdict(list)
     for chain in CHAINS:
         progress(f"{chain.kind.replace('_', ' ')} {'x'.join(map(str, chain.shape))}")
-        for name, expected, measured in bench.chain(chain, ideal):
+        for name, expected, measured in bench.chain(chain, ideal, made_anew):
             reached[name].append(expected / measured)
     efficiency = {name: _efficiency(shares) for name, shares in reached.items()}
     processor = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
     how = f"measured by fxsparse calibrate on {processor} with torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return _accelerator(device, peaks, bandwidth, overhead, efficiency, how)
+    return _accelerator(device, peaks, bandwidth, overhead, new_rate, efficiency, how)
 
 
 def require_device(device: str) -> None:
@@ -69,8 +75,15 @@ def require_device(device: str) -> None:
 
 
 def _accelerator(
-    device: str, peaks: dict[str, float], bandwidth: float, overhead: float, efficiency: dict[str, float], how: str
+    device: str,
+    peaks: dict[str, float],
+    bandwidth: float,
+    overhead: float,
+    new_rate: float | None,
+    efficiency: dict[str, float],
+    how: str,
 ) -> Accelerator:
+    new_pages = {} if new_rate is None else {"new_bytes_per_s": float(f"{new_rate:.4g}")}
     return Accelerator.from_dict(
         {
             "name": device,
@@ -85,12 +98,14 @@ def _accelerator(
                 "peak_flops": {dtype: float(f"{rate:.4g}") for dtype, rate in peaks.items()},
                 "efficiency": efficiency,
                 "overhead_s": float(f"{overhead:.3g}"),
+                **new_pages,
                 "calibrated": True,
             },
             "sources": {
                 "roofline.peak_flops": f"the fastest of square products of 512 to 2048 and two 3x3 convolutions, {how}",
                 "memory.dram_bytes_per_s": f"a += b on tensors larger than the caches, three transfers an element, {how}",
                 "roofline.overhead_s": f"an addition of eight elements, {how}",
+                "roofline.new_bytes_per_s": f"filling a new tensor of 64 MiB, less filling it again, {how}",
                 "roofline.efficiency": f"roofline time over measured time of training steps, the median of a class, {how}",
             },
         }
@@ -146,6 +161,14 @@ class _Bench:
         a, b = self.tensor(1 << 25), self.tensor(1 << 25)
         return 3 * a.numel() * 4 / self.seconds(lambda: a.add_(b))
 
+    def new_rate(self) -> float | None:
+        """Bytes/s at which the system hands out pages for a tensor of 64 MiB; None where torch keeps memory for the next tensor."""
+        if self.device.type != "cpu":
+            return None
+        again, size = self.tensor(1 << 24), 1 << 26
+        more = self.seconds(lambda: torch.empty(1 << 24).fill_(1.0)) - self.seconds(lambda: again.fill_(1.0))
+        return size / more if more > _LEAST_SECONDS else None
+
     def overhead(self) -> float:
         """Seconds of an operator that does nothing."""
         a, b = self.tensor(8), self.tensor(8)
@@ -156,16 +179,16 @@ class _Bench:
 
         return self.seconds(hundred) / 100
 
-    def chain(self, chain: Chain, ideal: Accelerator) -> list[tuple[str, float, float]]:
-        """The class, the roofline's seconds and the measured ones, of a network's forward pass and of its backward pass."""
+    def chain(self, chain: Chain, ideal: Accelerator, made_anew: Accelerator) -> list[tuple[str, float, float]]:
+        """The class, the roofline's seconds and the measured ones less new pages', of a network's forward and of its backward pass."""
         network = chain.make().to(self.device).train()
         x = torch.rand(self.batch, *chain.shape, device=self.device, requires_grad=True)
-        total = estimate(network, (x,), ideal).total
-        forward, backward = self._step(network, x)
-        rows = [(chain.kind, total.forward.time_s or 0.0, forward)]
-        expected = (total.grad_input.time_s or 0.0) + (total.grad_weight.time_s or 0.0)
-        if expected:
-            rows.append((f"{chain.kind}_backward", expected, backward))
+        total, with_pages = (estimate(network, (x,), machine).total for machine in (ideal, made_anew))
+        rows: list[tuple[str, float, float]] = []
+        for (ending, passes), measured in zip(_HALVES, self._step(network, x), strict=True):
+            expected, slower = (sum(cost.of(which).time_s or 0.0 for which in passes) for cost in (total, with_pages))
+            if expected:
+                rows.append((f"{chain.kind}{ending}", expected, max(measured - (slower - expected), _LEAST_SHARE * measured)))
         return rows
 
     def _step(self, network: nn.Module, x: Tensor) -> tuple[float, float]:

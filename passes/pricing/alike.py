@@ -24,7 +24,10 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = frozenset((operator.add, operator.iadd, operator.mul, torch.add, torch.relu, F.relu, F.gelu, F.silu, F.hardswish, F.sigmoid))
 _FIXED = ("fixed_bytes", "fixed_backward_bytes", "fixed_flops", "fixed_backward_flops")
-_EACH = ("read_bytes", "write_bytes", "flops", "backward_read_bytes", "backward_write_bytes", "backward_flops")
+_EACH = (
+    *("read_bytes", "write_bytes", "made_bytes", "flops"),
+    *("backward_read_bytes", "backward_write_bytes", "backward_made_bytes", "backward_flops"),
+)
 
 
 class Alike:

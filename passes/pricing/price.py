@@ -70,6 +70,7 @@ class _Moved:
     writes: Amount = NOTHING
     each_flops: float = 0.0
     fixed_flops: float = 0.0
+    largest: int = 0  # tensor made, per sample
 
 
 def price_of(
@@ -124,7 +125,9 @@ def _work(
         price.work.append(sample_of(whole, batch))
         labels[whole.operator] = 1 << 62
     multiplies = whole is not None
+    unmade = dict(record.made)
     for operation in record.operations:
+        fresh = max((unmade.pop(storage, NOTHING).each for storage in operation.writes), default=0)
         if operation.is_contraction and not operation.backward and whole is None:
             found = product_of(operation, batch=batch, fixed=record.fixed, operator=contraction)
             if found is not None:
@@ -142,6 +145,7 @@ def _work(
         moved = backward if operation.backward else forward
         reads, writes = _shared(operation.read_bytes, operation.every), _shared(operation.write_bytes, operation.every)
         moved.reads, moved.writes = _sum(moved.reads, reads), _sum(moved.writes, writes)
+        moved.largest = max(moved.largest, fresh)
         if operation.kind is None:
             known = price.unknown.get(operation.name, NOTHING)
             price.unknown[operation.name] = _sum(known, _sum(reads, writes))
@@ -171,6 +175,8 @@ def _work(
                     fixed_backward_bytes=backward.reads.fixed + backward.writes.fixed,
                     backward_flops=backward.each_flops,
                     fixed_backward_flops=backward.fixed_flops,
+                    made_bytes=forward.largest,
+                    backward_made_bytes=backward.largest,
                 ).to_dict(),
                 "scales": True,
             }

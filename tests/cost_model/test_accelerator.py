@@ -148,6 +148,8 @@ def test_a_mistake_is_named(tmp_path: Path, path: str, value: Any, message: str)
         ({"peak_flops": {"float32": 1e12}, "efficiency": {"gemm": 1.2}}, r"efficiency is .*numbers > 0 and <= 1"),
         ({"peak_flops": {"float32": 1e12}, "efficiency": {"gem": 0.9}}, r"efficiency is .*gemm, attention"),
         ({"peak_flops": {"float32": 1e12}, "overhead_s": -1}, r"overhead_s is -1; expected a number >= 0"),
+        ({"peak_flops": {"float32": 1e12}, "new_bytes_per_s": 0}, r"new_bytes_per_s is 0; expected a number > 0"),
+        ({"peak_flops": {"float32": 1e12}, "new_from_bytes": -1}, r"new_from_bytes is -1"),
         ({}, r"roofline\.peak_flops is missing"),
     ],
 )

@@ -452,3 +452,26 @@ def test_resnet50_takes_under_fifty_milliseconds(name: str) -> None:
         estimate_all(swat_requests(0.1), machine)
         taken.append(time.perf_counter() - start)
     assert min(taken) < 0.05
+
+
+def test_large_tensors_wait_for_new_pages() -> None:
+    """A convolution's result, its input's gradient, a ReLU's result and its gradient: each from 32 MiB on, at the rate of new pages."""
+    values = Accelerator.load("cpu").to_dict()
+    values["roofline"] |= {"new_bytes_per_s": 1e9, "new_from_bytes": 1 << 25}
+    kept, anew = Accelerator.load("cpu"), Accelerator.from_dict(values)
+    conv = Contraction.conv(batch=8, in_channels=16, out_channels=96, input_size=(112, 112), kernel=(1, 1))
+    relu = Pointwise.of("relu", batch=8, input_elements=1 << 20, output_elements=1 << 20)
+    for work, which, pages in (
+        (conv, "forward", 4 * conv.output_elements),
+        (conv, "grad_input", 0),
+        (replace(conv, batch=64), "grad_input", 8 * 4 * conv.input_elements),
+        (conv, "grad_weight", 0),
+        (relu, "forward", 1 << 25),
+        (relu, "grad_input", 1 << 25),
+        (replace(relu, batch=7), "forward", 0),
+        (replace(relu, made_bytes=0), "forward", 0),
+    ):
+        before, after = (estimate(work, machine).of(which).time_s for machine in (kept, anew))
+        assert before is not None
+        assert after is not None
+        assert after - before == pytest.approx(pages / 1e9, abs=1e-12), (work, which)
