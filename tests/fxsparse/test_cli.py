@@ -19,6 +19,8 @@ from fxsparse.commands.models import load_model
 from fxsparse.demo import METHODS
 from fxsparse.digits import Recipe
 
+from .written_module import written_module
+
 ROOT = Path(__file__).resolve().parents[2]
 NET = """
 import torch
@@ -41,11 +43,7 @@ count = 3
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module in the current folder."""
-    name = f"net_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return name
+    return written_module(NET, tmp_path, monkeypatch)
 
 
 def invoke(*args: str) -> str:

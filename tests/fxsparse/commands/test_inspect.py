@@ -18,6 +18,8 @@ import fxsparse as fxs
 from fxsparse.cli import app
 from fxsparse.commands import inspect as command
 
+from ..written_module import written_module
+
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "fxsparse" / "commands" / "inspect.schema.json").read_text())
 NET = """
@@ -50,11 +52,7 @@ def leaves():
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module in the current folder."""
-    name = f"inspected_{abs(hash(tmp_path))}"
-    (tmp_path / f"{name}.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return name
+    return written_module(NET, tmp_path, monkeypatch)
 
 
 def invoke(*args: str) -> str:
