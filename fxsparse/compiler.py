@@ -60,8 +60,9 @@ def compile(
 ) -> CompiledModel:
     """A model that trains as ``policy`` says, in an ordinary loop, with the parameters and buffers of ``model``.
 
-    The model itself stays as it is. Nothing runs on the example inputs: they give shapes and dtypes. No buffer changes and
-    no random number is drawn. The batch size is not baked in.
+    The model itself stays as it is. The example inputs give shapes and dtypes, and nothing runs on them, but where the model's
+    Python decides by their values: there a copy of the model runs forward once. No buffer changes and no random number is
+    drawn. The batch size is not baked in.
 
     Args:
         model: any nn.Module.

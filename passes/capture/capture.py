@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from .clone import clone_modules, is_lazy
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, GraphForward, Variant
 from .proxies import Refused
+from .real_run import RealRun
 from .recipes import RECIPES, is_composite
 from .signature import Arguments, CallSignature, Mismatch, object_in, with_own_objects
 from .tracer import CaptureTracer, OutOfPatience
@@ -56,7 +57,9 @@ class Capture:
 
 
 def capture(model: nn.Module, example: Arguments | None) -> Capture:
-    """The graphs of a model, made without running it or touching its buffers, random states or attributes.
+    """The graphs of a model, made without touching its parameters, buffers, random states or attributes.
+
+    The model runs on fake tensors; where its Python decides by values, a copy of it runs once on the example's own.
 
     Raises:
         TraceError: the example inputs do not fit the model, or the model is in no state to be captured.
@@ -121,6 +124,7 @@ class _Capturer:
         self._probe: FakeTwin | None = None
         self.by_example = ByExample(self.twin, self.probe_twin)
         self.calls: dict[str, Arguments] = {}
+        self._real: RealRun | None = None
         self.left: dict[str, str] = {}
         self.unrecorded: dict[str, str] = {}
         self.apart: set[str] = set()
@@ -286,7 +290,8 @@ class _Capturer:
             with self.twin.mode:
                 (self.twin.modules[path] if path else self.twin.root)(*args, **kwargs)
         except Exception:
-            if self._really_runs():
+            real = self._real_run()
+            if real is not None and real.succeeded:  # some models take another way on fake tensors
                 return
             where = f"{node.target!r}" if node.op == "call_module" else f"{node.name!r}"
             shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
@@ -296,27 +301,24 @@ class _Capturer:
                 "pass inputs of the shapes and dtypes that the model is trained with"
             ) from None
 
-    def _really_runs(self) -> bool:
-        """Whether a copy of the model takes the example after all: some models take another way on fake tensors."""
-        if self.example is None:
-            return False
-
-        def own(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().clone() if not isinstance(tensor, nn.Parameter) else tensor
-
-        try:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, own, with_own_objects(self.example))
-            with torch.no_grad():
-                clone_modules(self.root, own)(*args, **kwargs)
-        except Exception:
-            return False
-        return True
+    def _real_run(self) -> RealRun | None:
+        """The example's call of a copy, where fake tensors take another way or none; None without an example."""
+        if self._real is None and self.example is not None:
+            self._real = RealRun(self.root, self.example, self.twin)
+        return self._real
 
     def _record_calls(self, path: str, example: Arguments) -> None:
-        """Runs a module's own Python on fake tensors, to learn how it calls its children."""
-        with self.twin.recording(path) as calls, self.twin.mode, suppress(Exception):  # what was recorded until then can be known
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, with_own_objects(example))
-            self.twin.modules[path](*args, **kwargs)
+        """Runs a module's own Python on fake tensors, to learn how it calls its children; if it fails on them, a copy on real ones."""
+        with self.twin.recording(path) as calls:
+            try:
+                args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, with_own_objects(example))
+                with self.twin.mode:
+                    self.twin.modules[path](*args, **kwargs)
+            except Exception:  # the model's own, or of what fake tensors cannot know
+                real = self._real_run()
+                calls.update(
+                    {} if real is None else {name: call for name, call in real.calls.items() if not path or name.startswith(f"{path}.")}
+                )
         for name, call in calls.items():
             self.calls.setdefault(name, call)
 

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from .fake_twin import UNKNOWN, FakeTwin, values_of
+from .fake_twin import UNKNOWN, FakeTwin, given, values_of
 from .guarded_calls import guarded_calls
 from .origin import stack_trace_of
 from .proxies import Refused, TrainingProxy, ValueProxy
@@ -164,12 +164,9 @@ class CaptureTracer(fx.Tracer):
         return _same_readings(node)
 
     def _run_probe(self, twin: FakeTwin, node: fx.Node) -> Any:
-        def probed(arguments: Any) -> Any:
-            return fx.node.map_arg(arguments, lambda other: other.meta.get("probe", UNKNOWN))
-
         self._evaluating = True
         try:
-            return twin.run(node.op, self._absolute(node.op, node.target), probed(node.args), probed(node.kwargs))
+            return twin.run(node.op, self._absolute(node.op, node.target), given(node.args, "probe"), given(node.kwargs, "probe"))
         except Exception:  # a model that refuses another batch size depends on it
             return UNKNOWN
         finally:

@@ -6,6 +6,8 @@ import importlib
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import Any
 
 from .judge import Verdict, judge, short
 
-SUITES = ("torchvision", "timm", "transformers", "others")
-SECONDS = 240
+SUITES = ("torchvision", "timm", "transformers", "torchaudio", "others")
+SECONDS = 240  # of the processor, for one model
 
 
 def child(suite: str, name: str, pipe: Any) -> None:
     """One model, in a process of its own."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     models = importlib.import_module(f".{suite}_models", __package__)
     try:
         verdict = judge(name, models.MODELS[name])
@@ -35,9 +38,11 @@ def judged(suite: str, name: str) -> dict[str, Any]:
     process.start()
     theirs.close()
     try:
-        found = ours.recv() if ours.poll(SECONDS) else asdict(Verdict(name, error=f"longer than {SECONDS} s"))
+        found = ours.recv()
     except EOFError:
-        found = asdict(Verdict(name, error=f"its process died ({process.exitcode})"))
+        process.join()
+        is_late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        found = asdict(Verdict(name, error=f"longer than {SECONDS} s" if is_late else f"its process died ({process.exitcode})"))
     process.kill()
     process.join()
     return found

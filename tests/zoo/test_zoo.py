@@ -12,8 +12,8 @@ import pytest
 
 from .run import SUITES, judged, line
 
-LIBRARY = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "others": "diffusers"}
-LEAST_RIGHT = {"torchvision": 1.0, "timm": 1.0, "transformers": 0.98, "others": 1.0}
+LIBRARY = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "torchaudio": "torchaudio", "others": "diffusers"}
+LEAST_RIGHT = {"torchvision": 1.0, "timm": 1.0, "transformers": 0.98, "torchaudio": 1.0, "others": 1.0}
 
 
 @pytest.mark.slow
