@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxsparse as fxs
@@ -493,6 +494,6 @@ def test_a_weight_that_is_computed_is_excluded_by_the_module_that_computes_it() 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Standardized(4, 4, 3)), nn.Conv2d(4, 2, 1))
     example = torch.randn(2, 3, 8, 8)
     with pytest.raises(fxs.PolicyError, match=r"exclude=\('1\.0',\)"):
-        fxs.compile(model, fxs.SWAT(dense_first=False), (example,))
-    compiled = fxs.compile(model, fxs.SWAT(dense_first=False, exclude=("1.0",)), (example,))
+        fxs.compile(model, fxs.SWAT(weight_sparsity=0.8, dense_first=False), (example,))
+    compiled = fxs.compile(model, fxs.SWAT(weight_sparsity=0.8, dense_first=False, exclude=("1.0",)), (example,))
     assert set(compiled.swat) == {"0.weight", "2.weight"}
