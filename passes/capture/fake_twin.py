@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from .clone import clone_modules, is_lazy
+from .module_kinds import is_leaf, python_modules
+from .watch import StateWatch
 
 
 class Unknown:
@@ -74,10 +76,24 @@ class FakeTwin:
             return operator.attrgetter(target)(self.root)
         with self.mode:
             if kind == "call_module":
-                return self.modules[target](*args, **kwargs)
+                return self.call(target, args, kwargs)
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             return target(*args, **kwargs)
+
+    def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module's own Python gives. What it writes to attributes is undone: the next call is the first again.
+
+        Raises: whatever that Python raises on these shapes.
+        """
+        module = self.modules[path]
+        if is_leaf(module):
+            return module(*args, **kwargs)
+        state = StateWatch(*python_modules(module))
+        try:
+            return module(*args, **kwargs)
+        finally:
+            state.restore()
 
     def recording(self, path: str) -> AbstractContextManager[Calls]:
         """Collects the arguments of the first call of each module below ``path`` while the twin runs."""

@@ -18,20 +18,19 @@ class RealRun:
 
     Attributes:
         calls: the arguments of the first call of each module, by path, with fake tensors of ``twin`` in place of real ones.
-        succeeded: whether it came to its end.
+        error: what it raised, if it did not come to its end.
     """
 
     def __init__(self, root: nn.Module, example: Arguments, twin: FakeTwin) -> None:
         self.calls: Calls = {}
-        self.succeeded = False
+        self.error: Exception | None = None
         copied = clone_modules(root, _own)
         args, kwargs = pytree.tree_map_only(torch.Tensor, _own, with_own_objects(example))
         try:
             with recording_calls(copied, "", lambda call: pytree.tree_map_only(torch.Tensor, twin.example, call)) as self.calls:
                 copied(*args, **kwargs)
-            self.succeeded = True
-        except Exception:  # the model's own: what was called until then can be known
-            return
+        except Exception as error:  # the model's own: what was called until then can be known
+            self.error = error
 
 
 def _own(tensor: torch.Tensor) -> Any:

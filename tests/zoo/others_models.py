@@ -59,8 +59,9 @@ def diffusion_transformer() -> Built:
     return model, (torch.randn(2, 4, 8, 8),), {"timestep": torch.tensor([3, 7]), "class_labels": torch.tensor([0, 1])}
 
 
-def segmentation(kind: str, encoder: str = "resnet18", **options: Any) -> Built:
-    return getattr(smp, kind)(encoder, encoder_weights=None, classes=2, **options), (torch.randn(2, 3, 64, 64),), {}
+def segmentation(kind: str, encoder: str = "resnet18") -> Built:
+    size = 128 if kind == "PAN" else 64
+    return getattr(smp, kind)(encoder, encoder_weights=None, classes=2), (torch.randn(2, 3, size, size),), {}
 
 
 def graph(kind: str, **options: Any) -> Built:

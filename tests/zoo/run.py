@@ -1,4 +1,7 @@
-"""Judges models one by one, each in a process of its own with a time limit: ``python -m tests.zoo.run transformers [names]``."""
+"""Judges models one by one, each in a process of its own with a time limit: ``python -m tests.zoo.run transformers [names]``.
+
+The verdicts are added to zoo_transformers.jsonl in the current folder, or to the file that ZOO_RESULTS names.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def judged(suite: str, name: str) -> dict[str, Any]:
 
 def main(suite: str, *names: str) -> None:
     models = importlib.import_module(f".{suite}_models", __package__)
-    where = Path(os.environ.get("ZOO_RESULTS", f"/tmp/zoo_{suite}.jsonl"))
+    where = Path(os.environ.get("ZOO_RESULTS", f"zoo_{suite}.jsonl"))
     with where.open("a", encoding="utf-8") as file:
         for name in names or models.MODELS:
             found = judged(suite, name)

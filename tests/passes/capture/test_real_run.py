@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import fxsparse as fxs
 from fxsparse.passes.capture import real_run
@@ -90,9 +92,7 @@ def test_it_runs_only_where_fake_tensors_cannot_go_on(monkeypatch: pytest.Monkey
         fxs.compile(Model(), None, (X,))
 
 
-def test_python_that_fails_on_the_example_too_is_no_obstacle() -> None:
-    """What it called before is known; the call itself fails as the model does."""
-
+def test_a_model_that_fails_by_itself_shows_its_own_error_and_where() -> None:
     class Failing(Model):
         def forward(self, x: Tensor) -> Tensor:
             y = super().forward(x)
@@ -100,7 +100,16 @@ def test_python_that_fails_on_the_example_too_is_no_obstacle() -> None:
                 raise LookupError("nothing found")
             return y
 
-    compiled = fxs.compile(Failing(), None, (X,))
-    assert "encoder" in compiled.graphs
-    with pytest.raises(LookupError, match="nothing found"):
-        compiled(X)
+    with pytest.raises(fxs.TraceError) as caught:
+        fxs.compile(Failing(), None, (X,))
+    assert "the model (Failing) fails on the example inputs by itself: LookupError: nothing found" in str(caught.value)
+    assert re.search(r'test_real_run\.py:\d+: raise LookupError\("nothing found"\)', str(caught.value))
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_examples_without_values_are_not_run() -> None:
+    with FakeTensorMode():
+        example = torch.empty(2, 6, 8)
+    compiled = fxs.compile(Model(), None, (example,))
+    assert set(compiled.report.left) == {"", "encoder"}
+    assert {"encoder.a.weight", "encoder.b.weight"} <= set(compiled.sites)
