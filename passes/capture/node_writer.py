@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, cast
 
@@ -142,6 +143,8 @@ class NodeWriter:
                 return {key: self.returned(part) for key, part in value.items()}
             items = [self.returned(part) for part in value]
             return items if type(value) is list else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if type(value) is OrderedDict and all(isinstance(key, (str, int)) for key in value):
+            return self.emit("call_function", OrderedDict, ([(key, self.returned(part)) for key, part in value.items()],), {})
         made = constructor_of(value)
         if made is not None:
             kind, fields = made
