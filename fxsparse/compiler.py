@@ -14,8 +14,11 @@ from torch import nn
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.annotate_cost import annotate_cost, example_batch_of
 from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
-from fxsparse.passes.capture.capture import Capture, capture, capture_parts, capture_variant, leaving_no_trace
+from fxsparse.passes.capture.before import leaving_no_trace
+from fxsparse.passes.capture.capture import Capture, capture, capture_parts, capture_variant
 from fxsparse.passes.capture.graph_forward import Variant
+from fxsparse.passes.capture.origin import place_of_error
+from fxsparse.passes.capture.refusals import reason_of
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
@@ -60,8 +63,9 @@ def compile(
 ) -> CompiledModel:
     """A model that trains as ``policy`` says, in an ordinary loop, with the parameters and buffers of ``model``.
 
-    The model itself stays as it is. Nothing runs on the example inputs: they give shapes and dtypes. No buffer changes and
-    no random number is drawn. The batch size is not baked in.
+    The model itself stays as it is. The example inputs give shapes and dtypes, and nothing runs on them, but where the model's
+    Python decides by their values: there a copy of the model runs forward once. No buffer changes and no random number is
+    drawn. The batch size is not baked in.
 
     Args:
         model: any nn.Module.
@@ -76,7 +80,7 @@ def compile(
 
     Raises:
         CostError: there is no such accelerator.
-        TraceError: the model cannot be captured, or the example inputs do not fit it.
+        TraceError: the model cannot be captured, or the example inputs do not fit it; what it raises on them by itself is the cause.
         PolicyError: the policy cannot be applied; nothing was rewritten.
         VerificationError: a pass broke a graph.
     """
@@ -92,6 +96,11 @@ def compile(
     _refuse_name_clash(model)
     example = _example(example_inputs, example_kwargs)
     captured = capture(model, example)
+    if captured.failure is not None:
+        raise TraceError(
+            f"the model ({type(model).__name__}) fails on the example inputs by itself: {reason_of(captured.failure)} "
+            f"({place_of_error(captured.failure)}); pass inputs that it takes"
+        ) from captured.failure
     found = describe(captured)
     order = execution_order(captured, found)
     sites = {name: found[name] for name in order}

@@ -132,8 +132,9 @@ class PricingRun:
         graph = GraphWalk(self, "", None).inner
         try:
             facts, _ = graph.python("(model)", self.captured.root, "", args, kwargs)
-        except Exception:  # what depends on data cannot run on fake tensors; the graphs in it are priced one by one
-            return {"kind": "unknown", "unknown": {type(self.captured.root).__name__: [0, 0]}}
+        except Exception:  # what depends on data cannot run on fake tensors; the graphs in it are priced by what capture has seen
+            calls = [{"graph": below, "inputs": []} for below in graph.inside("").values()]
+            return {"kind": "unknown", "unknown": {type(self.captured.root).__name__: [0, 0]}, "calls": calls}
         spaces = [self.facts.amount(leaf.spec) for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Held)]
         return {**facts, "given": [list(amount) for amount in spaces]}
 

@@ -69,3 +69,8 @@ def first_real_node(graph: fx.Graph) -> fx.Node:
     """The first node after the graph's inputs."""
     node: fx.Node = next(node for node in graph.nodes if node.op != "placeholder")
     return node
+
+
+def reserve_self(graph: fx.Graph) -> None:
+    """Keeps a node from being called ``self``, which is the name of the module in the code made of a graph."""
+    graph._graph_namespace.create_name("self", None)

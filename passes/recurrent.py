@@ -1,4 +1,4 @@
-"""LSTM and GRU as one function node: torch's own kernels, or unrolled where their weights are sparsified."""
+"""LSTM, GRU and plain RNN as one function node: torch's own kernels, or unrolled where their weights are sparsified."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from .ops.codes.scheme import of_sparse
 from .ops.pack_sparse import NEAREST
 
-GATES = {"LSTM": 4, "GRU": 3}
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+KERNELS = {"GRU": torch._VF.gru, "RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu}
 
 
 def recurrent(
@@ -25,7 +26,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
 ) -> Any:
-    """The output sequence and the last state of an LSTM or GRU, as nn.LSTM and nn.GRU return them.
+    """The output sequence and the last state of an nn.LSTM, nn.GRU or nn.RNN, as they return them.
 
     Args:
         input: (T, N, C), or (N, T, C) with ``batch_first``.
@@ -37,7 +38,7 @@ def recurrent(
     if mode == "LSTM":
         output, hidden, cell = torch._VF.lstm(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
         return output, (hidden, cell)
-    return torch._VF.gru(input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
+    return KERNELS[mode](input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first)
 
 
 def _zero_state(input: Tensor, weights: list[Tensor], mode: str, num_layers: int, bidirectional: bool, batch_first: bool) -> Any:
@@ -46,7 +47,7 @@ def _zero_state(input: Tensor, weights: list[Tensor], mode: str, num_layers: int
     cell = weights[1].shape[0] // GATES[mode]
     batch = input.shape[0] if batch_first else input.shape[1]
     state = torch.zeros(num_layers * directions, batch, hidden, dtype=input.dtype, device=input.device)
-    if mode == "GRU":
+    if mode != "LSTM":
         return state
     return state, torch.zeros(num_layers * directions, batch, cell, dtype=input.dtype, device=input.device)
 
@@ -103,7 +104,7 @@ def swat_recurrent(
 
 
 class _Cell:
-    """One layer and direction of an LSTM or GRU."""
+    """One layer and direction of a recurrent module."""
 
     def __init__(
         self, weights: list[Tensor], activations: list[Activation | None], mode: str, bias: bool, now: Tensor, wanted: bool
@@ -123,8 +124,9 @@ class _Cell:
         gates = self._linear(x, self.w_ih, self.b_ih, self.a_ih)
         steps = list(gates.unbind(0))
         outputs = []
+        advance: Any = {"LSTM": self._lstm, "GRU": self._gru}.get(self.mode, self._plain)
         for step in reversed(steps) if backwards else steps:
-            state = self._lstm(step, *state) if self.mode == "LSTM" else self._gru(step, *state)
+            state = advance(step, *state)
             outputs.append(state[0])
         return torch.stack(outputs[::-1] if backwards else outputs), state
 
@@ -143,6 +145,10 @@ class _Cell:
         update = (update_x + update_h).sigmoid()
         candidate = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
         return (candidate + update * (hidden - candidate),)
+
+    def _plain(self, from_input: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+        gate = from_input + self._linear(hidden, self.w_hh, self.b_hh, self.a_hh)
+        return (gate.relu() if self.mode == "RNN_RELU" else gate.tanh(),)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
         a_hat, kept = x, cast(tuple[Any, ...], ())

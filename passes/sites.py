@@ -92,7 +92,7 @@ def describe(capture: Capture) -> dict[str, Site]:
             target = operands.parameter
             full = _join(path, target)
             known = canonical.get(id(parameters[full])) if full in parameters else (full if target else None)
-            name = _join(path, f"{operands.node.name}(computed weight)") if known is None else known
+            name = _join(path, _computed_name(operands.node)) if known is None else known
             needs_grad = learning.get(operands.activation, True)
             shape = _batched(operands, _shape(operands.activation), parameters.get(name))
             call = Call(
@@ -184,6 +184,11 @@ def _site(root: nn.Module, name: str, parameters: dict[str, nn.Parameter], calls
         calls=tuple(call for _, call in calls),
         defect=defect,
     )
+
+
+def _computed_name(node: fx.Node) -> str:
+    """The name of a site without a parameter, under the module whose Python contracts."""
+    return _join(next(reversed(node.meta.get("nn_module_stack") or [""])), f"{node.name}(computed weight)")
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from ..errors import FxSparseError
@@ -32,7 +33,7 @@ def before_of(compiled: CompiledModel) -> tuple[CompiledModel | None, str]:
 
 
 def _like(example: CallForm, compiled: CompiledModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example's arguments again: tensors of the same form, their values whatever memory holds, for nothing reads them."""
+    """The example's arguments again: tensors of the same form, fake ones, since nothing is to read their values."""
     device = next((parameter.device for parameter in compiled.parameters()), torch.device("cpu"))
     root = compiled.graphs.get("")
     seen = [node.meta.get("val") for node in root.graph.nodes if node.op == "placeholder"] if root is not None else []
@@ -44,5 +45,6 @@ def _like(example: CallForm, compiled: CompiledModel) -> tuple[tuple[Any, ...], 
             return torch.empty_strided(form.shape, was.stride(), dtype=dtype, device=device, requires_grad=was.requires_grad)
         return torch.empty(form.shape, dtype=dtype, device=device)
 
-    args, kwargs = pytree.tree_map_only(TensorForm, made, (example.args, example.kwargs))
+    with FakeTensorMode():
+        args, kwargs = pytree.tree_map_only(TensorForm, made, (example.args, example.kwargs))
     return args, kwargs

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from fxsparse.passes.capture.capture import capture, leaving_no_trace
+from fxsparse.passes.capture.before import leaving_no_trace
+from fxsparse.passes.capture.capture import capture
 from fxsparse.passes.compact.shrink import Shrunk, shrink
 from fxsparse.passes.compact.walk import follow_channels
 

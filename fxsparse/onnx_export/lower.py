@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxsparse.passes.capture.capture import leaving_no_trace
+from fxsparse.passes.capture.before import leaving_no_trace
 
 from ..errors import ExportError
 from .example import CallForm

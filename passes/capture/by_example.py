@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, Variant
 from .open_batch import opened
-from .proxies import Refused
-from .record import Culprit, Diverged, Recorder, Recording
+from .record import Culprit, Recorder, Recording
+from .refusals import Diverged, Refused
 from .signature import Arguments, CallSignature, object_in
 
 _ATTEMPTS = 24

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxsparse.errors import TraceError
 
+from ..leaves import leaves_of
+from .before import leaving_no_trace, refuse_strange_states
 from .by_example import ByExample
-from .clone import clone_modules, is_lazy
+from .clone import clone_modules
 from .fake_twin import FakeTwin
 from .graph_forward import Facts, GraphForward, Variant
-from .proxies import Refused
+from .real_run import RealRun
 from .recipes import RECIPES, is_composite
+from .refusals import OutOfPatience, Refused
 from .signature import Arguments, CallSignature, Mismatch, object_in, with_own_objects
-from .tracer import CaptureTracer, OutOfPatience
-from .watch import RandomWatch
+from .tracer import CaptureTracer
 
 _PATIENCE = 3  # parts that cannot be traced, before the whole is rather recorded
 CONTRACTION_MODULES = (
@@ -45,6 +44,7 @@ class Capture:
         root: a structural copy of the model; it shares the model's parameters and buffers.
         forwards: the graphs of each captured module, by its path; not yet installed.
         left: why a module keeps its Python, by path.
+        failure: what the model raised on the example, if that was found out.
         composites: paths whose graph replaces torch's own Python only if a pass rewrites something in it.
     """
 
@@ -53,15 +53,18 @@ class Capture:
     left: dict[str, str] = field(default_factory=dict)
     composites: set[str] = field(default_factory=set)
     has_example: bool = False
+    failure: Exception | None = None
 
 
 def capture(model: nn.Module, example: Arguments | None) -> Capture:
-    """The graphs of a model, made without running it or touching its buffers, random states or attributes.
+    """The graphs of a model, made without touching its parameters, buffers, random states or attributes.
+
+    The model runs on fake tensors; where its Python decides by values, a copy of it runs once on the example's own.
 
     Raises:
         TraceError: the example inputs do not fit the model, or the model is in no state to be captured.
     """
-    _refuse_strange_states(model)
+    refuse_strange_states(model)
     with leaving_no_trace():
         return _Capturer(clone_modules(model), example).run()
 
@@ -121,6 +124,7 @@ class _Capturer:
         self._probe: FakeTwin | None = None
         self.by_example = ByExample(self.twin, self.probe_twin)
         self.calls: dict[str, Arguments] = {}
+        self._real: RealRun | None = None
         self.left: dict[str, str] = {}
         self.unrecorded: dict[str, str] = {}
         self.apart: set[str] = set()
@@ -133,8 +137,24 @@ class _Capturer:
 
     def run(self) -> Capture:
         self._whole(self.root, "", self.example)
+        self._beside_graphs()
         self.result.left = self.left
+        self.result.failure = None if self._real is None else self._real.error
         return self.result
+
+    def _beside_graphs(self) -> None:
+        """Captures contractions in modules that are graphs, but that Python elsewhere calls, not those graphs."""
+        read: set[str] = set()
+        for path, forward in self.result.forwards.items():
+            for variant in forward.variants:
+                read |= {
+                    _join(path, str(node.target)) for node in variant.graph_module.graph.nodes if node.op in ("call_module", "get_attr")
+                }
+        read |= {name.rpartition(".")[0] for name in read}
+        for path in list(self.calls):
+            module = self.root.get_submodule(path)
+            if path not in read and isinstance(module, CONTRACTION_MODULES):
+                self._whole(module, path, self.calls[path])
 
     def _whole(self, module: nn.Module, path: str, example: Arguments | None) -> None:
         """Captures a module as a graph: traced, or else recorded; if neither is right, its children."""
@@ -284,9 +304,10 @@ class _Capturer:
         try:
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, example)
             with self.twin.mode:
-                (self.twin.modules[path] if path else self.twin.root)(*args, **kwargs)
-        except Exception:
-            if self._really_runs():
+                self.twin.call(path, args, kwargs)
+        except Exception:  # whatever the model's Python raises
+            real = self._real_run()
+            if real is not None and real.error is None:  # some models take another way on fake tensors
                 return
             where = f"{node.target!r}" if node.op == "call_module" else f"{node.name!r}"
             shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
@@ -296,59 +317,27 @@ class _Capturer:
                 "pass inputs of the shapes and dtypes that the model is trained with"
             ) from None
 
-    def _really_runs(self) -> bool:
-        """Whether a copy of the model takes the example after all: some models take another way on fake tensors."""
-        if self.example is None:
-            return False
-
-        def own(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().clone() if not isinstance(tensor, nn.Parameter) else tensor
-
-        try:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, own, with_own_objects(self.example))
-            with torch.no_grad():
-                clone_modules(self.root, own)(*args, **kwargs)
-        except Exception:
-            return False
-        return True
+    def _real_run(self) -> RealRun | None:
+        """The example's call of a copy, where fake tensors take another way or none; None without an example or its values."""
+        is_fake = any(isinstance(leaf, FakeTensor) for leaf in leaves_of(self.example))
+        if self._real is None and self.example is not None and not is_fake:
+            self._real = RealRun(self.root, self.example, self.twin)
+        return self._real
 
     def _record_calls(self, path: str, example: Arguments) -> None:
-        """Runs a module's own Python on fake tensors, to learn how it calls its children."""
-        with self.twin.recording(path) as calls, self.twin.mode, suppress(Exception):  # what was recorded until then can be known
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, with_own_objects(example))
-            self.twin.modules[path](*args, **kwargs)
+        """Runs a module's own Python on fake tensors, to learn how it calls its children; if it fails on them, a copy on real ones."""
+        with self.twin.recording(path) as calls:
+            try:
+                args, kwargs = pytree.tree_map_only(torch.Tensor, self.twin.example, with_own_objects(example))
+                with self.twin.mode:
+                    self.twin.call(path, args, kwargs)
+            except Exception:  # the model's own, or of what fake tensors cannot know
+                real = self._real_run()
+                calls.update(
+                    {} if real is None else {name: call for name, call in real.calls.items() if not path or name.startswith(f"{path}.")}
+                )
         for name, call in calls.items():
             self.calls.setdefault(name, call)
-
-
-@contextmanager
-def leaving_no_trace() -> Iterator[None]:
-    """Puts all random states back, and keeps torch from warning of what runs only on fake tensors, where nothing is computed."""
-    randomness = RandomWatch()
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        randomness.restore()
-
-
-def _refuse_strange_states(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}, which is not an object yet" if isinstance(model, type) else type(model).__name__
-        raise TraceError(f"a torch.nn.Module is compiled, got {got}; wrap a function into a Module's forward")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("the model is a TorchScript module, whose Python is gone; compile the torch.nn.Module that it was scripted from")
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        if is_lazy(tensor):
-            raise TraceError(f"{name!r} is not initialised (a lazy module): run the model once on real inputs, then compile it")
-        if tensor.is_meta:
-            raise TraceError(f"{name!r} is on the meta device and has no values: model.to_empty(device=...) and load its weights first")
 
 
 def _described(module: nn.Module, path: str) -> str:

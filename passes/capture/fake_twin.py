@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from .clone import clone_modules, is_lazy
+from .module_kinds import is_leaf, python_modules
+from .watch import StateWatch
 
 
 class Unknown:
@@ -74,34 +76,67 @@ class FakeTwin:
             return operator.attrgetter(target)(self.root)
         with self.mode:
             if kind == "call_module":
-                return self.modules[target](*args, **kwargs)
+                return self.call(target, args, kwargs)
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             return target(*args, **kwargs)
 
-    @contextmanager
-    def recording(self, path: str) -> Iterator[Calls]:
-        """Collects the arguments of the first call of each module below ``path`` while the twin runs."""
-        calls: Calls = {}
-        handles = []
-        for name, module in self.modules[path].named_modules(prefix=path):
-            if name == path or isinstance(module, torch.jit.ScriptModule):
-                continue
-            handles.append(module.register_forward_pre_hook(_recorder(calls, name), with_kwargs=True))
+    def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module's own Python gives. What it writes to attributes is undone: the next call is the first again.
+
+        Raises: whatever that Python raises on these shapes.
+        """
+        module = self.modules[path]
+        if is_leaf(module):
+            return module(*args, **kwargs)
+        state = StateWatch(*python_modules(module))
         try:
-            yield calls
+            return module(*args, **kwargs)
         finally:
-            for handle in handles:
-                handle.remove()
+            state.restore()
+
+    def recording(self, path: str) -> AbstractContextManager[Calls]:
+        """Collects the arguments of the first call of each module below ``path`` while the twin runs."""
+        return recording_calls(self.modules[path], path, lambda call: call)
 
 
-def _recorder(calls: Calls, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+@contextmanager
+def recording_calls(root: nn.Module, path: str, kept: Callable[[Any], Any]) -> Iterator[Calls]:
+    """Collects what is ``kept`` of the arguments of the first call of each module below ``root``, which is at ``path``."""
+    calls: Calls = {}
+    handles = []
+    for name, module in root.named_modules(prefix=path):
+        if name == path or isinstance(module, torch.jit.ScriptModule):
+            continue
+        handles.append(module.register_forward_pre_hook(_recorder(calls, name, kept), with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(calls: Calls, name: str, kept: Callable[[Any], Any]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.setdefault(name, (args, kwargs))
+        if name not in calls:
+            calls[name] = kept((args, kwargs))
 
     return hook
 
 
 def values_of(arguments: Any) -> Any:
     """Node arguments with every node replaced by its value."""
-    return fx.node.map_arg(arguments, lambda node: node.meta.get("val", UNKNOWN))
+    return given(arguments, "val")
+
+
+def given(arguments: Any, fact: str) -> Any:
+    """Node arguments with that fact of every node in its place, in lists and dictionaries that a function may write to, as in the graph."""
+    found = fx.node.map_arg(arguments, lambda node: node.meta.get(fact, UNKNOWN))
+    return _thawed(found)
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        items = [_thawed(item) for item in value]
+        return items if isinstance(value, list) else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return {key: _thawed(item) for key, item in value.items()} if isinstance(value, dict) else value

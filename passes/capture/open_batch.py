@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from .record import Diverged
+from .refusals import Diverged
 
 
 def opened(first: fx.Graph, other: fx.Graph, sizes: tuple[int, int], source: int) -> fx.Graph:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import linecache
 import re
+import traceback
 import types
+from pathlib import Path
+
+import torch
 
 _NOT_THE_MODEL = ("torch", "fxsparse")
+_OWN = (str(Path(__file__).parent),)
 
 
 def stack_trace_of(frame: types.FrameType | None, stop: types.CodeType) -> str | None:
@@ -19,6 +24,12 @@ def stack_trace_of(frame: types.FrameType | None, stop: types.CodeType) -> str |
             return f'File "{file}", line {frame.f_lineno}, in {frame.f_code.co_name}\n    {code}'
         frame = frame.f_back
     return None
+
+
+def place_of_error(error: BaseException) -> str:
+    """The innermost line of a traceback that is not torch's, as "FILE:LINE: CODE"; empty if there is none."""
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((*torch.__path__, *_OWN))]
+    return f"{lines[-1].filename}:{lines[-1].lineno}: {lines[-1].line}" if lines else ""
 
 
 def place_of(stack_trace: str | None) -> str:

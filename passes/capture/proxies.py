@@ -28,10 +28,6 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "i
 _OWN_ATTRIBUTES = frozenset({"tracer", "node", "root", "attribute", "path", "flag", "_node"})
 
 
-class Refused(Exception):
-    """Tracing would lose or freeze something that the model's Python does; the message is the reason reported."""
-
-
 class ValueProxy(fx.Proxy):
     """A proxy that answers ``isinstance``, ``dim()`` and, where no batch size is baked in, ``bool``, ``int`` and ``len``."""
 

@@ -9,6 +9,11 @@ import torch
 
 Reading = Callable[[Any, int, Callable[[], None]], Any]
 _SIZES = frozenset({"shape", "size", "numel", "nelement", "__len__", "nbytes"})
+GRADIENTS = frozenset(
+    ["requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr", "register_hook", "retain_grad", "backward", "output_nr"]
+)
+LAYOUT = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared", "untyped_storage", "storage"})
+DTYPES = frozenset(["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"])
 
 
 class BatchSize(int):

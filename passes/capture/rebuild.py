@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,7 +64,7 @@ def parts_of(value: Any) -> list[tuple[str, Any, Any]] | None:
 
 
 def constructor_of(value: Any) -> tuple[Callable[..., Any], dict[str, Any]] | None:
-    """The class and keyword arguments that make a dictionary-like object or dataclass again; None if they cannot."""
+    """The class and keyword arguments that make a dataclass again; None if they cannot."""
     kind = type(value)
     if dataclasses.is_dataclass(value):
         fields = [field for field in dataclasses.fields(value) if field.init]
@@ -74,8 +73,6 @@ def constructor_of(value: Any) -> tuple[Callable[..., Any], dict[str, Any]] | No
         if len(fields) == len(dataclasses.fields(value)):
             return kind, {field.name: getattr(value, field.name) for field in fields}
         return None
-    if kind is OrderedDict and all(isinstance(key, str) for key in value):
-        return kind, dict(value)
     return None
 
 

@@ -120,23 +120,62 @@ def encoder_layer(
     return normalised
 
 
-def _recurrent_recipe(mode: str) -> Callable[..., Any]:
-    def forward(self: nn.RNNBase, input: Tensor, hx: Any = None) -> Any:
-        if not isinstance(input, torch.Tensor) or input.dim() != 3:
-            raise ValueError("packed or unbatched sequences keep torch's own implementation")
-        names = self._flat_weights_names
-        weights = [getattr(self, name) for name in names]
-        return recurrent(
-            input, hx, weights, mode, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first
-        )
+def recurrent_layer(self: nn.RNNBase, input: Tensor, hx: Any = None) -> Any:
+    """nn.LSTM, nn.GRU or nn.RNN as one node that names its weights."""
+    if not isinstance(input, torch.Tensor) or input.dim() != 3:
+        raise ValueError("packed or unbatched sequences keep torch's own implementation")
+    weights = [getattr(self, name) for name in self._flat_weights_names]
+    return recurrent(
+        input, hx, weights, self.mode, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first
+    )
 
-    return forward
+
+def _cell_gates(self: nn.RNNCellBase, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What the gates of a cell get from its input and from its state."""
+    if x.dim() != 2:
+        raise ValueError("unbatched cells keep torch's own implementation")
+    return F.linear(x, self.weight_ih, self.bias_ih), F.linear(hidden, self.weight_hh, self.bias_hh)
+
+
+def lstm_cell(self: nn.LSTMCell, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """nn.LSTMCell by its definition."""
+    if hx is None:
+        zeros = input.new_zeros(input.shape[0], self.hidden_size)
+        hx = zeros, zeros
+    hidden, cell = hx
+    from_input, from_state = _cell_gates(self, input, hidden)
+    enter, forget, candidate, leave = (from_input + from_state).chunk(4, dim=1)
+    cell = forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+    return leave.sigmoid() * cell.tanh(), cell
+
+
+def gru_cell(self: nn.GRUCell, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    """nn.GRUCell by its definition."""
+    hidden = input.new_zeros(input.shape[0], self.hidden_size) if hx is None else hx
+    from_input, from_state = _cell_gates(self, input, hidden)
+    reset_x, update_x, new_x = from_input.chunk(3, dim=1)
+    reset_h, update_h, new_h = from_state.chunk(3, dim=1)
+    update = (update_x + update_h).sigmoid()
+    candidate = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+    return candidate + update * (hidden - candidate)
+
+
+def rnn_cell(self: nn.RNNCell, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    """nn.RNNCell by its definition."""
+    hidden = input.new_zeros(input.shape[0], self.hidden_size) if hx is None else hx
+    from_input, from_state = _cell_gates(self, input, hidden)
+    gate = from_input + from_state
+    return gate.relu() if self.nonlinearity == "relu" else gate.tanh()
 
 
 RECIPES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: multihead_attention,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerDecoderLayer: nn.TransformerDecoderLayer.forward,
-    nn.LSTM: _recurrent_recipe("LSTM"),
-    nn.GRU: _recurrent_recipe("GRU"),
+    nn.LSTM: recurrent_layer,
+    nn.GRU: recurrent_layer,
+    nn.RNN: recurrent_layer,
+    nn.LSTMCell: lstm_cell,
+    nn.GRUCell: gru_cell,
+    nn.RNNCell: rnn_cell,
 }

@@ -10,13 +10,12 @@ Tensors are known by identity. A tensor that nobody recorded cannot become an ar
 
 from __future__ import annotations
 
-import operator
 import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -31,25 +30,14 @@ from .canonical import as_node, attribute_name, writes_in_place
 from .fake_twin import FakeTwin
 from .flags import TrainingFlag, plain
 from .guarded_calls import guarded_calls
-from .origin import stack_trace_of
-from .proxies import Refused
-from .readings import BatchSize, Reading, read_of
-from .rebuild import Template, constructor_of, parts_of, tensors_in
+from .module_kinds import has_hooks, is_leaf
+from .node_writer import NodeWriter
+from .readings import GRADIENTS, LAYOUT, Reading, read_of
+from .rebuild import tensors_in
+from .recipes import is_composite
+from .refusals import CHANGES_SETTING, MADE_ELSEWHERE, UNKNOWABLE, Diverged, Refused, reason_of
 from .signature import Arguments, CallSignature
-from .tracer import CHANGES_SETTING, UNKNOWABLE, has_hooks, is_leaf, reserve_self
 from .watch import StateWatch, ambient_state, unsafe_caller
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.layout, torch.memory_format, type(...), type)
-_NUMBERS: tuple[Callable[[Any], Any], ...] = (bool, int, float, complex, str)  # in this order: a bool is an int
-_GRADIENTS = frozenset(
-    ["requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr", "register_hook", "retain_grad", "backward", "output_nr"]
-)
-_LAYOUT = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared", "untyped_storage", "storage"})
-_MADE_ELSEWHERE = "it uses a tensor that is neither a parameter nor a buffer of the model, computed outside the graph"
-
-
-class Diverged(Exception):
-    """For another batch size the module runs other operators."""
 
 
 @dataclass
@@ -91,22 +79,17 @@ class Recorder(TorchFunctionMode):
         self.root: nn.Module = twin.modules[path] if path else twin.root
         self.own_python = own_python
         self.batch = batch
-        self.graph = fx.Graph()
-        reserve_self(self.graph)
-        self.found = Recording(self.graph)
         self.paths: dict[nn.Module, str] = {}
         for name, module in self.root.named_modules():
             self.paths.setdefault(module, name)
-        self._modules = {path: module for module, path in self.paths.items()}
-        self._expected: Iterator[fx.Node] | None = iter(like.graph.nodes) if like is not None else None
-        self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[Any] = []
-        self._attributes = attributes_of(self.root)
         self._stack: list[str] = [""]
         self._off = 0
         self._ambient = ambient_state()
-        self._device: tuple[torch.device, fx.Node] | None = None
         self._poison: str | None = None
+        modules = {path: module for module, path in self.paths.items()}
+        followed = None if like is None else like.graph
+        self.writer = NodeWriter(self.root, modules, self._stack, followed, self.refuse, self._branched, Recorder.record.__code__)
+        self.found = Recording(self.writer.graph)
 
     # The whole
 
@@ -128,11 +111,9 @@ class Recorder(TorchFunctionMode):
             with self.twin.mode, guarded_calls(self.refuse, lambda: self._off > 0), self._module_calls():
                 self._run(signature, call, forward)
             reason = self._poison or self._side_effect(self.root) or _written(state)
-        except Diverged:
+        except (Diverged, Culprit):
             raise
-        except Culprit:
-            raise
-        except Exception as error:
+        except Exception as error:  # whatever the model's Python raises
             reason = self._poison or (str(error) if isinstance(error, Refused) else reason_of(error))
         finally:
             state.restore()
@@ -145,11 +126,11 @@ class Recorder(TorchFunctionMode):
     def _run(self, signature: CallSignature, call: Arguments, forward: Callable[..., Any]) -> None:
         tensors = signature.tensors(*call)
         for name, tensor in zip(signature.tensor_names, tensors, strict=True):
-            node = self._emit("placeholder", name, (), {})
-            self._bind(tensor, node)
+            node = self.writer.emit("placeholder", name, (), {})
+            self.writer.bind(tensor, node)
             node.meta["val"] = tensor
-            if self._device is None:
-                self._device = (tensor.device, node)
+            if self.writer.device is None:
+                self.writer.device = (tensor.device, node)
         args, kwargs = call
         before, form = pytree.tree_flatten((args, kwargs))
         with self:
@@ -157,7 +138,7 @@ class Recorder(TorchFunctionMode):
         after, other = pytree.tree_flatten((args, kwargs))
         if form != other or any(a is not b for a, b in zip(before, after, strict=True)):
             self.refuse("it writes into a list or dictionary that its caller passes")
-        self._emit("output", "output", (self._returned(result),), {})
+        self.writer.emit("output", "output", (self.writer.returned(result),), {})
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises Culprit for the module that runs, and remembers it in case the module's own code swallows the exception."""
@@ -167,109 +148,6 @@ class Recorder(TorchFunctionMode):
     def _branched(self, path: str, flag: bool) -> None:
         if not self._off:
             self.found.flags[path] = flag
-
-    # Nodes
-
-    def _emit(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
-        if self._expected is not None:
-            expected = next(self._expected, None)
-            if expected is None or expected.op != op or not (expected.target is target or expected.target == target):
-                raise Diverged
-        node = self.graph.create_node(op, target, args, kwargs)
-        if op not in ("placeholder", "output"):
-            node.meta["nn_module_stack"] = {path: (path, type(self._modules[path])) for path in self._stack[1:]}
-            node.stack_trace = stack_trace_of(sys._getframe(1), Recorder.record.__code__)
-        return node
-
-    def _bind(self, tensor: torch.Tensor, node: fx.Node) -> None:
-        self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
-
-    def _node_of(self, tensor: torch.Tensor) -> fx.Node:
-        known = self._nodes.get(id(tensor))
-        if known is not None:
-            return known
-        if id(tensor) not in self._attributes:
-            self.refuse(_MADE_ELSEWHERE)
-        target, keys = self._attributes[id(tensor)]
-        node = self._emit("get_attr", target, (), {})
-        for key in keys:
-            node = self._emit("call_function", _GETITEM, (node, key), {})
-        node.meta["val"] = tensor
-        self._bind(tensor, node)
-        return node
-
-    def _argument(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return self._node_of(value)
-        if isinstance(value, TrainingFlag):
-            return self._emit("get_attr", f"{value.path}.training" if value.path else "training", (), {})
-        if isinstance(value, BatchSize):
-            return int(value)
-        if isinstance(value, torch.device):
-            is_live = self._device is not None and value == self._device[0]
-            return self._emit("call_function", getattr, (self._device[1], "device"), {}) if self._device and is_live else value
-        if isinstance(value, slice):
-            return slice(self._argument(value.start), self._argument(value.stop), self._argument(value.step))
-        if isinstance(value, torch.Size):
-            return tuple(self._argument(item) for item in value)
-        if isinstance(value, tuple):
-            items = [self._argument(item) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if isinstance(value, list):
-            return [self._argument(item) for item in value]
-        if type(value) is dict:
-            return {key: self._argument(item) for key, item in value.items()}
-        if isinstance(value, range):
-            return list(value)
-        for kind in _NUMBERS:
-            if isinstance(value, cast(type, kind)):
-                return value if type(value) is kind else kind(value)
-        if isinstance(value, _PLAIN):
-            return value
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return value.item()
-        return self.refuse(f"it passes an object of type {type(value).__name__} to an operator")
-
-    def _note(self, value: Any, node: fx.Node) -> None:
-        """Lets the tensors in a result stand for the node, or for items of it."""
-        node.meta["val"] = value
-        if isinstance(value, torch.Tensor):
-            self._bind(value, node)
-            return
-        for how, key, part in parts_of(value) or []:
-            if tensors_in(part):
-                target = _GETITEM if how == "item" else getattr
-                self._note(part, self._emit("call_function", target, (node, key), {}))
-
-    def _returned(self, value: Any) -> Any:
-        if isinstance(value, (torch.Tensor, BatchSize, TrainingFlag)):
-            if isinstance(value, TrainingFlag):
-                self._branched(value.path, bool(value))
-                return bool(value)
-            return self._argument(value)
-        if isinstance(value, (*_PLAIN, torch.device, torch.Size)) and not isinstance(value, type):
-            return tuple(value) if isinstance(value, torch.Size) else value
-        if type(value) in (tuple, list, dict) or hasattr(value, "_fields"):
-            if type(value) is dict:
-                return {key: self._returned(part) for key, part in value.items()}
-            items = [self._returned(part) for part in value]
-            return items if type(value) is list else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        made = constructor_of(value)
-        if made is not None:
-            kind, fields = made
-            return self._emit("call_function", kind, (), {key: self._returned(part) for key, part in fields.items()})
-        return self._from_template(value)
-
-    def _from_template(self, value: Any) -> fx.Node:
-        tensors = tensors_in(value)
-        try:
-            template = Template(value, tensors)
-        except Exception:
-            self.refuse(f"it returns an object of type {type(value).__name__}")
-        if not template.holds_no_tensor():
-            self.refuse(f"it returns an object of type {type(value).__name__}, whose tensors cannot be found")
-        return self._emit("call_function", template, ([self._node_of(tensor) for tensor in tensors],), {})
 
     # Calls of torch
 
@@ -284,8 +162,8 @@ class Recorder(TorchFunctionMode):
         if not tensors_in(result) and getattr(func, "__name__", "") != "__setitem__":
             return result
         op, target, own_args, own_kwargs = as_node(func, tuple(args), kwargs)
-        node = self._emit(op, target, self._argument(own_args), self._argument(own_kwargs))
-        self._note(result, node)
+        node = self.writer.emit(op, target, self.writer.argument(own_args), self.writer.argument(own_kwargs))
+        self.writer.note(result, node)
         if func is torch.Tensor.__setitem__:
             return result
         if writes_in_place(func, kwargs) and not isinstance(result, torch.Tensor):
@@ -298,11 +176,11 @@ class Recorder(TorchFunctionMode):
         if name == "__set__":
             self.refuse(f"it assigns to the attribute {attribute!r} of a tensor")
         asked = attribute or name
-        if asked in _GRADIENTS:
+        if asked in GRADIENTS:
             self.refuse(f"it reads {asked} of a tensor, or is called back in its backward")
-        if asked in _LAYOUT:
+        if asked in LAYOUT:
             self.refuse(f"it decides by the memory layout of a tensor ({asked})")
-        if name == "requires_grad_" and args and id(args[0]) in self._attributes:
+        if name == "requires_grad_" and args and id(args[0]) in self.writer.attributes:
             self.refuse("it changes what learns (requires_grad_)")
         if func is torch.autograd.grad or func is torch.autograd.backward:
             self.refuse("it computes gradients inside its forward")
@@ -310,8 +188,8 @@ class Recorder(TorchFunctionMode):
             self.refuse("it runs inside a function transform (torch.func, torch.vmap)")
         self._require_safe(3)
         for leaf in leaves_of((tuple(args), kwargs)):
-            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor) and id(leaf) not in self._nodes:
-                self.refuse(_MADE_ELSEWHERE)
+            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor) and id(leaf) not in self.writer.nodes:
+                self.refuse(MADE_ELSEWHERE)
         return read_of(asked)
 
     def _require_safe(self, depth: int) -> None:
@@ -369,13 +247,13 @@ class Recorder(TorchFunctionMode):
 
     def _single_call(self, original: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         self._require_safe(3)
-        given = self._argument(tuple(args)), self._argument(dict(kwargs))
+        given = self.writer.argument(tuple(args)), self.writer.argument(dict(kwargs))
         absolute = f"{self.path}.{path}" if self.path else path
         if has_hooks(module):
             self.found.apart.add(path)
         self._off += 1
         try:
-            if module._modules or not is_leaf(module):
+            if module._modules or not is_leaf(module) or is_composite(module):
                 self.found.calls.setdefault(absolute, (args, kwargs))
                 with self.twin.recording(absolute) as calls:
                     try:
@@ -392,7 +270,7 @@ class Recorder(TorchFunctionMode):
             self._off -= 1
             raise
         self._off -= 1
-        self._note(result, self._emit("call_module", path, *given))
+        self.writer.note(result, self.writer.emit("call_module", path, *given))
         return result
 
     def _side_effect(self, module: nn.Module) -> str | None:
@@ -410,29 +288,6 @@ class Recorder(TorchFunctionMode):
 def _product_of_groups(rows: torch.Tensor, weights: torch.Tensor, *_rest: Any, **_more: Any) -> torch.Tensor:
     """The form of a product of groups of rows with a matrix each, which torch computes in any dtype, and fakes only in some."""
     return rows @ (weights[0] if weights.dim() == 3 else weights)
-
-
-def attributes_of(root: nn.Module) -> dict[int, tuple[str, tuple[Any, ...]]]:
-    """For each tensor that a module tree holds, by id: the attribute's path, and the keys into lists and dictionaries there."""
-    found: dict[int, tuple[str, tuple[Any, ...]]] = {}
-    for path, module in root.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        own = {**module._parameters, **module._buffers, **module.__dict__}
-        for name, value in own.items():
-            if isinstance(value, torch.Tensor):
-                found.setdefault(id(value), (f"{prefix}{name}", ()))
-            elif not name.startswith("_") and isinstance(value, (list, tuple, dict)):
-                for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                    if isinstance(item, torch.Tensor) and isinstance(key, (str, int)):
-                        found.setdefault(id(item), (f"{prefix}{name}", (key,)))
-    return found
-
-
-def reason_of(error: Exception) -> str:
-    """An exception as a reason to keep Python."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _written(state: StateWatch) -> str | None:
@@ -464,7 +319,6 @@ def _replaced(module: nn.Module) -> bool:
 
 
 _WITHOUT_FAKE = tuple(f for f in (getattr(torch, "_grouped_mm", None), getattr(F, "grouped_mm", None)) if f is not None)
-_GETITEM = operator.getitem
 _USES = {
     "__bool__": "a branch",
     "item": "item()",

@@ -8,75 +8,29 @@ torch.fx.Tracer records what flows through Proxy objects and freezes everything 
 
 from __future__ import annotations
 
-import operator
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..graph import reserve_self
+from .batch_probe import BatchProbe, names_read, reading
+from .factories import FACTORIES, FactoryMode
 from .fake_twin import UNKNOWN, FakeTwin, values_of
+from .finished_trace import clean, refuse_own_containers
 from .guarded_calls import guarded_calls
+from .module_kinds import has_hooks, is_leaf, python_modules
 from .origin import stack_trace_of
-from .proxies import Refused, TrainingProxy, ValueProxy
+from .proxies import TrainingProxy, ValueProxy
+from .readings import DTYPES, GRADIENTS, LAYOUT
 from .recipes import RECIPES
+from .refusals import CHANGES_SETTING, MADE_ELSEWHERE, UNKNOWABLE, OutOfPatience, Refused, reason_of
 from .signature import CallSignature
 from .watch import RandomWatch, StateWatch, ambient_state, unsafe_caller
-
-_FACTORIES = frozenset(
-    getattr(torch, name)
-    for name in [
-        "arange",
-        "bartlett_window",
-        "blackman_window",
-        "empty",
-        "eye",
-        "full",
-        "hamming_window",
-        "hann_window",
-        "kaiser_window",
-        "linspace",
-        "logspace",
-        "as_tensor",
-        "asarray",
-        "normal",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-        "scalar_tensor",
-        "tensor",
-        "tril_indices",
-        "triu_indices",
-        "zeros",
-    ]
-)
-_GRAD_FACTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "_version", "data_ptr"})
-CHANGES_SETTING = (
-    "it changes a global setting of torch inside its forward (grad mode, autocast, default dtype, attention kernels, saved-tensor hooks)"
-)
-_LAYOUT_READINGS = frozenset({"is_contiguous", "stride", "storage_offset", "is_pinned", "is_shared"})
-_DTYPE_READINGS = frozenset(
-    ["dtype", "device", "is_floating_point", "is_complex", "is_cuda", "is_nested", "is_sparse", "is_quantized", "layout"]
-)
-UNKNOWABLE = (
-    torch._subclasses.fake_tensor.DataDependentOutputException,
-    torch._subclasses.fake_tensor.DynamicOutputShapeException,
-    torch._subclasses.fake_tensor.UnsupportedOperatorException,
-    torch._subclasses.fake_tensor.UnsupportedFakeTensorException,
-    GuardOnDataDependentSymNode,
-    NotImplementedError,
-)
-
-
-class OutOfPatience(BaseException):
-    """More parts than one waits for keep their Python. Not an Exception, so that no code of the model swallows it."""
 
 
 class CaptureTracer(fx.Tracer):
@@ -94,7 +48,7 @@ class CaptureTracer(fx.Tracer):
     def __init__(
         self, path: str, twin: FakeTwin, probe_twin: Callable[[], FakeTwin], signature: CallSignature, patience: int | None = None
     ) -> None:
-        super().__init__(autowrap_functions=tuple(_FACTORIES))
+        super().__init__(autowrap_functions=tuple(FACTORIES))
         self._autowrap_search.append(torch)
         self.path = path
         self.twin = twin
@@ -107,10 +61,10 @@ class CaptureTracer(fx.Tracer):
         self.shapes_were_read = False
         self.dtypes_were_read = False
         self.training_branches: dict[str, bool] = {}
-        self._probe_twin = probe_twin
+        self._probe = BatchProbe(probe_twin, signature.tensors_of_example(), self._absolute)
         self._patience = patience
         self._is_reserved = False
-        self._evaluating = False
+        self.evaluating = False
         self._poison: str | None = None
         self._attribute_proxies: dict[int, ValueProxy] = {}
         self._ambient = ambient_state()
@@ -127,53 +81,25 @@ class CaptureTracer(fx.Tracer):
         value = proxy.value
         if value is UNKNOWN or isinstance(value, torch.Tensor):
             self.refuse(f"{use} depends on the data")
-        if not self._independent_of_batch(proxy.node):
+        self.evaluating = True
+        try:
+            is_fixed = self._probe.agrees(proxy.node)
+        finally:
+            self.evaluating = False
+        if not is_fixed:
             self.refuse(f"{use} depends on the batch size")
         self._note_reading(proxy.node)
         return value
 
     def _note_reading(self, node: fx.Node) -> None:
         """Remembers whether a value that Python used was read from shapes or only from dtypes and the like."""
-        readings = [node]
-        while readings:
-            current = readings.pop()
-            inputs = current.all_input_nodes
-            if any(isinstance(other.meta.get("val"), torch.Tensor) for other in inputs):
-                name = _reading(current)
-                if name in _LAYOUT_READINGS:
-                    self.refuse(f"it decides by the memory layout of a tensor ({name})")
-                if name in _DTYPE_READINGS:
-                    self.dtypes_were_read = True
-                else:
-                    self.shapes_were_read = True
+        for name in names_read(node):
+            if name in LAYOUT:
+                self.refuse(f"it decides by the memory layout of a tensor ({name})")
+            if name in DTYPES:
+                self.dtypes_were_read = True
             else:
-                readings += inputs
-
-    def _independent_of_batch(self, node: fx.Node) -> bool:
-        """Whether every number that the node's value was computed from is the same for another batch size."""
-        twin = self._probe_twin()
-        examples: Iterator[Any] = iter(self.signature.tensors_of_example())
-        for earlier in self.graph.nodes:
-            if earlier.op == "placeholder":
-                example = next(examples, UNKNOWN)
-                earlier.meta.setdefault("probe", twin.example(example) if isinstance(example, torch.Tensor) else UNKNOWN)
-            elif "probe" not in earlier.meta:
-                earlier.meta["probe"] = self._run_probe(twin, earlier)
-            if earlier is node:
-                break
-        return _same_readings(node)
-
-    def _run_probe(self, twin: FakeTwin, node: fx.Node) -> Any:
-        def probed(arguments: Any) -> Any:
-            return fx.node.map_arg(arguments, lambda other: other.meta.get("probe", UNKNOWN))
-
-        self._evaluating = True
-        try:
-            return twin.run(node.op, self._absolute(node.op, node.target), probed(node.args), probed(node.kwargs))
-        except Exception:  # a model that refuses another batch size depends on it
-            return UNKNOWN
-        finally:
-            self._evaluating = False
+                self.shapes_were_read = True
 
     # Nodes and their values
 
@@ -204,9 +130,9 @@ class CaptureTracer(fx.Tracer):
             self.refuse(reason)
 
     def _value(self, node: fx.Node) -> Any:
-        if _reading(node) in _GRAD_FACTS:
+        if reading(node) in GRADIENTS:
             return UNKNOWN
-        self._evaluating = True
+        self.evaluating = True
         target = self._absolute(node.op, node.target)
         args, kwargs = values_of(node.args), values_of(node.kwargs)
         try:
@@ -221,11 +147,11 @@ class CaptureTracer(fx.Tracer):
             return self.twin.run(node.op, target, args, kwargs)
         except UNKNOWABLE:
             return UNKNOWN
-        except Exception as error:
+        except Exception as error:  # whatever an operator raises on shapes that do not fit
             self.misfit = self.misfit or (node, error)
             return UNKNOWN
         finally:
-            self._evaluating = False
+            self.evaluating = False
 
     def _absolute(self, kind: str, target: Any) -> Any:
         return f"{self.path}.{target}" if self.path and kind in ("get_attr", "call_module") else target
@@ -237,7 +163,7 @@ class CaptureTracer(fx.Tracer):
         if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs and not self._is_buffer(a):
-            self.refuse("it uses a tensor that is neither a parameter nor a buffer of the model, computed outside the graph")
+            self.refuse(MADE_ELSEWHERE)
         try:
             return super().create_arg(a)
         except NotImplementedError:
@@ -247,7 +173,7 @@ class CaptureTracer(fx.Tracer):
         return any(tensor is buffer for buffer in self.root.buffers())
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if self._evaluating or not isinstance(attr_val, torch.Tensor):
+        if self.evaluating or not isinstance(attr_val, torch.Tensor):
             return attr_val
         known = self._attribute_proxies.get(id(attr_val))
         if known is not None and not known.node._erased:
@@ -263,7 +189,7 @@ class CaptureTracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None, proxy_factory_fn: Any = None
     ) -> Any:
-        if kind == "call_function" and _is_wrapped_by_user(target) and not self._evaluating and self._takes_parameter(args, kwargs):
+        if kind == "call_function" and _is_wrapped_by_user(target) and not self.evaluating and self._takes_parameter(args, kwargs):
             opened = self._attempt(lambda: target(*args, **kwargs))
             if not isinstance(opened, _Failure):
                 return opened
@@ -280,7 +206,7 @@ class CaptureTracer(fx.Tracer):
         return is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._evaluating:
+        if self.evaluating:
             return forward(*args, **kwargs)
         self._require_safe(sys._getframe(1))
         try:
@@ -303,7 +229,7 @@ class CaptureTracer(fx.Tracer):
     def _attempt(self, run: Callable[[], Any], module: nn.Module | None = None, path: str = "") -> Any:
         """What ``run`` returns, or a _Failure after which graph, module and random states are as before."""
         last = next(iter(reversed(self.graph.nodes)), None)
-        state = StateWatch(*_python_modules(module)) if module is not None else None
+        state = StateWatch(*python_modules(module)) if module is not None else None
         randomness = RandomWatch()
         readings = (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read)
         facts = (dict(self.training_branches), self.misfit, dict(self.left))
@@ -313,8 +239,8 @@ class CaptureTracer(fx.Tracer):
         try:
             result = run()
             reason = self._poison or self._side_effect(state, randomness)
-        except Exception as error:
-            reason = str(error) if isinstance(error, Refused) else (self._poison or f"{type(error).__name__}: {_first_line(error)}")
+        except Exception as error:  # whatever the model's Python raises on proxies
+            reason = str(error) if isinstance(error, Refused) else (self._poison or reason_of(error))
         finally:
             if module is not None:
                 self.module_stack.pop(path, None)
@@ -359,7 +285,7 @@ class CaptureTracer(fx.Tracer):
             args, kwargs = self.signature.arguments(tensors)
             before, form = pytree.tree_flatten((args, kwargs))
             result = forward(root, *args, **kwargs)
-            _refuse_own_containers(result, self.refuse)
+            refuse_own_containers(result, self.refuse)
             after, other_form = pytree.tree_flatten((args, kwargs))
             if form != other_form or any(a is not b for a, b in zip(before, after, strict=True)):
                 self.refuse("it writes into a list or dictionary that its caller passes")
@@ -373,7 +299,7 @@ class CaptureTracer(fx.Tracer):
         Raises: Refused with the reason if the module itself cannot be traced; it is then as it was before.
         """
         modules = dict(root.named_modules())
-        flags = {module: module.training for module in _python_modules(root)}
+        flags = {module: module.training for module in python_modules(root)}
         randomness = RandomWatch()
         for path, module in modules.items():
             if module in flags:
@@ -382,11 +308,11 @@ class CaptureTracer(fx.Tracer):
                 module.__dict__["requires_grad_"] = _forbidden(self, "requires_grad_()")
         state = StateWatch(*flags)
         try:
-            with guarded_calls(self.refuse, lambda: self._evaluating), _FactoryMode(self):
+            with guarded_calls(self.refuse, lambda: self.evaluating), FactoryMode(self):
                 graph = super().trace(root)
             reason = self._poison or self._side_effect(state, randomness)
-        except Exception as error:
-            reason = str(error) if isinstance(error, Refused) else (self._poison or f"{type(error).__name__}: {_first_line(error)}")
+        except Exception as error:  # whatever the model's Python raises on proxies
+            reason = str(error) if isinstance(error, Refused) else (self._poison or reason_of(error))
         finally:
             state.restore()
             for module, flag in flags.items():
@@ -396,97 +322,16 @@ class CaptureTracer(fx.Tracer):
         if reason is not None:
             randomness.restore()
             raise Refused(reason)
-        graph._tracer_cls = None
-        for node in graph.nodes:
-            node.type = None  # an annotation that copies could not keep
-            node.meta.pop("is_wrapped", None)  # else the generated code would wrap the function for all later tracing
-        _drop_unused_readings(graph)
+        clean(graph)
         return graph
-
-
-def _refuse_own_containers(result: Any, refuse: Callable[[str], NoReturn]) -> None:
-    """Refuses a dictionary of a class of its own, which a traced graph would return as a plain one."""
-    if issubclass(type(result), fx.Proxy):
-        return
-    if isinstance(result, dict):
-        if type(result) is not dict:
-            refuse(f"it returns a {type(result).__name__}")
-        for part in result.values():
-            _refuse_own_containers(part, refuse)
-    elif isinstance(result, (tuple, list)):
-        for part in result:
-            _refuse_own_containers(part, refuse)
-
-
-def _reading(node: fx.Node) -> Any:
-    """What a node asks of a tensor: the name of an attribute or a method."""
-    return node.args[1] if node.target is getattr else node.target
 
 
 _BOUNDARIES = (CaptureTracer.call_module.__code__, CaptureTracer.trace.__code__)
 
 
-def _same_readings(node: fx.Node) -> bool:
-    value, probe = node.meta.get("val", UNKNOWN), node.meta.get("probe", UNKNOWN)
-    inputs = node.all_input_nodes
-    is_reading = not inputs or any(isinstance(other.meta.get("val"), torch.Tensor) for other in inputs)
-    is_part = node.target is operator.getitem and isinstance(inputs[0].meta.get("val"), tuple)
-    if is_reading or is_part:
-        return value is not UNKNOWN and type(value) is type(probe) and bool(value == probe)
-    return all(_same_readings(other) for other in inputs)
-
-
 class _Failure:
     def __init__(self, reason: str) -> None:
         self.reason = reason
-
-
-def _drop_unused_readings(graph: fx.Graph) -> None:
-    """Removes reads of attributes, shapes and items that nothing uses; they have no effect."""
-    for node in reversed(list(graph.nodes)):
-        asks_size = node.op == "call_method" and node.target == "size"
-        is_reading = asks_size or node.op == "get_attr" or node.target in (getattr, operator.getitem)
-        if is_reading and not node.users:
-            graph.erase_node(node)
-
-
-class _FactoryMode(TorchFunctionMode):
-    """Records tensors that forward makes out of nothing, so that they stay live: random, and on the right device."""
-
-    def __init__(self, tracer: CaptureTracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tracer = self._tracer
-        if not tracer._evaluating and func in _FACTORIES:
-            return tracer.create_proxy("call_function", func, args, kwargs)
-        return func(*args, **kwargs)
-
-
-def _python_modules(root: nn.Module) -> list[nn.Module]:
-    """The modules of a tree whose attributes Python can write."""
-    return [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
-
-
-def reserve_self(graph: fx.Graph) -> None:
-    """Keeps a node from being called ``self``, which is the name of the module in the code made of a graph."""
-    graph._graph_namespace.create_name("self", None)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one call in the graph of the module around it: torch's own layers, and TorchScript."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return True
-    is_torchs = module.__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return is_torchs and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody registered forward or backward hooks on the module."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in names)
 
 
 def _forbidden(tracer: CaptureTracer, what: str) -> Callable[..., Any]:
@@ -500,7 +345,3 @@ def _is_wrapped_by_user(target: Any) -> bool:
     if not isinstance(target, types.FunctionType):
         return False
     return not (target.__module__ or "").startswith(("torch.", "fxsparse", "math", "builtins", "_operator"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -32,10 +32,11 @@ def recurrent_workload(
 ) -> Recurrent:
     """The loop bounds of a ``recurrent`` node; tensors are given as their forms."""
     samples, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-    hidden, state = weights[0].shape[0] // GATES[mode.lower()], weights[1].shape[1]
+    cell = _cell(mode)
+    hidden, state = weights[0].shape[0] // GATES[cell], weights[1].shape[1]
     states = pytree.tree_leaves(hx, is_leaf=lambda leaf: isinstance(leaf, Spec))
     return Recurrent(
-        cell=mode.lower(),
+        cell=cell,
         batch=samples,
         steps=steps,
         input_size=x.shape[2],
@@ -53,7 +54,7 @@ def module_workload(module: nn.RNNBase, x: Spec) -> Recurrent:
     """The loop bounds of a call of an nn.LSTM, nn.GRU or nn.RNN with an input (T, N, C), or (N, T, C) with ``batch_first``."""
     samples, steps = (x.shape[0], x.shape[1]) if module.batch_first else (x.shape[1], x.shape[0])
     return Recurrent(
-        cell="rnn" if module.mode.startswith("RNN") else module.mode.lower(),
+        cell=_cell(module.mode),
         batch=samples,
         steps=steps,
         input_size=module.input_size,
@@ -64,6 +65,11 @@ def module_workload(module: nn.RNNBase, x: Spec) -> Recurrent:
         bias=bool(module.bias),
         input_needs_grad=x.requires_grad,
     )
+
+
+def _cell(mode: str) -> str:
+    """What the cost model calls a module's mode."""
+    return "rnn" if mode.startswith("RNN") else mode.lower()
 
 
 def time_axis(target: Any, args: Any, x: Spec | None) -> int | None:

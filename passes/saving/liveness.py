@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
-from ..capture.tracer import has_hooks
+from ..capture.module_kinds import has_hooks
 from ..graph import value
 from ..ops import OPS
 from .saver import Saver, kept_in_full

@@ -15,7 +15,8 @@ from torchvision.models import get_model
 import fxsparse as fxs
 from fxsparse.cost_model.accelerator import Accelerator
 from fxsparse.passes.annotate_cost import annotate_cost
-from fxsparse.passes.capture.capture import capture, leaving_no_trace
+from fxsparse.passes.capture.before import leaving_no_trace
+from fxsparse.passes.capture.capture import capture
 
 pytestmark = pytest.mark.benchmark
 

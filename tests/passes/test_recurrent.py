@@ -1,4 +1,4 @@
-"""LSTM and GRU under SWAT, against cells written out with plain autograd operations."""
+"""LSTM, GRU and plain RNN under SWAT, against cells written out with plain autograd operations."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def unrolled(
             steps: list[Tensor] = []
             for t in reversed(range(x.shape[0])) if direction else range(x.shape[0]):
                 from_state = linear(h, w_hh, b_hh, sparsities)
-                if c is None:
+                if isinstance(module, nn.RNN):
+                    h = (torch.relu if module.nonlinearity == "relu" else torch.tanh)(from_input[t] + from_state)
+                elif c is None:
                     r_x, z_x, n_x = from_input[t].chunk(3, -1)
                     r_h, z_h, n_h = from_state.chunk(3, -1)
                     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
@@ -121,7 +123,7 @@ def check(kind: type[nn.RNNBase], given_state: bool, sparsities: tuple[float, fl
 
 @pytest.mark.parametrize("given_state", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_follow_the_equations(kind: type[nn.RNNBase], settings: dict[str, Any], given_state: bool) -> None:
     check(kind, given_state, (0.6, 0.5), **settings)
 
@@ -132,19 +134,23 @@ def test_projected_lstm(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("sparsities", [(0.8, 0.0), (0.0, 0.8)])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_one_sparsity_alone(kind: type[nn.RNNBase], sparsities: tuple[float, float]) -> None:
     check(kind, False, sparsities)
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:5], ids=str)
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_dense_weights_give_the_output_of_torch(kind: type[nn.RNNBase], settings: dict[str, Any]) -> None:
     """The unrolled form against torch's own kernels."""
     model, x = Classifier(kind, **settings), torch.randn(4, 3, 6)
     compiled = fxs.compile(model, fxs.SWAT(weight_sparsity=0.0, activation_sparsity=0.5, dense_first=False), (x,))
     found, expected = compiled(x), model(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_plain_rnn_with_relu() -> None:
+    check(nn.RNN, True, (0.6, 0.5), nonlinearity="relu", num_layers=2)
 
 
 def test_dropout_is_silent_in_eval_mode() -> None:

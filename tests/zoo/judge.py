@@ -40,7 +40,7 @@ CONTRACTIONS = {
 
 @dataclass
 class Verdict:
-    """What was found out about one model; None is what was not reached."""
+    """What was found out about one model; None is what was not reached. Times are of the processor: others may run on it too."""
 
     name: str
     parameters: int = 0
@@ -139,15 +139,16 @@ def judge(name: str, build: Callable[[], Built]) -> Verdict:
     run(reference, args, kwargs)
     learned = {n for n, p in reference.named_parameters() if p.grad is not None}
     finite = all(bool(p.grad.isfinite().all()) for p in reference.parameters() if p.grad is not None)
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.no_grad():
         reference(*args, **kwargs)
-    verdict.eager_seconds = time.perf_counter() - started
+    verdict.eager_seconds = time.process_time() - started
+    del reference
     fxs.compile(nn.Linear(1, 1), None, (torch.ones(1, 1),))  # imports what compiling needs
     try:
-        started = time.perf_counter()
+        started = time.process_time()
         compiled = fxs.compile(model, None, args, example_kwargs=kwargs)
-        verdict.compile_seconds = time.perf_counter() - started
+        verdict.compile_seconds = time.process_time() - started
     except Exception as error:
         verdict.error = short(error)
         return verdict
@@ -165,8 +166,10 @@ def judge(name: str, build: Callable[[], Built]) -> Verdict:
         names = {alias: site.name for site in compiled.sites.values() for alias in (site.name, *site.aliases)}
         verdict.missing_sites = sorted(found for found in counter.found if found not in names)
         verdict.share = own.inside / max(1, own.inside + own.outside)
+        del copied
     except Exception as error:
         verdict.missing_sites = [short(error)]
+    defect = tuple(site.module for site in compiled.sites.values() if site.defect or _is_computed(model, site.module))
     try:
         copied = copy.deepcopy(compiled)
         copied.load_state_dict(compiled.state_dict())
@@ -174,10 +177,10 @@ def judge(name: str, build: Callable[[], Built]) -> Verdict:
             copied(*args, **kwargs)
         kept = [key for key in compiled.state_dict() if not key.startswith("fxsparse.")]
         verdict.copied = "ok" if kept == list(model.state_dict()) else "other names in state_dict"
+        del copied, compiled
     except Exception as error:
         verdict.copied = short(error)
     try:
-        defect = tuple(site.module for site in compiled.sites.values() if site.defect or _is_computed(model, site.module))
         swat = fxs.SWAT(weight_sparsity=0.8, exclude=defect)
         try:
             sparse = fxs.compile(model, fxs.Policy(swat, fxs.SavedActivations(bits=4)), args, example_kwargs=kwargs)

@@ -59,13 +59,22 @@ def diffusion_transformer() -> Built:
     return model, (torch.randn(2, 4, 8, 8),), {"timestep": torch.tensor([3, 7]), "class_labels": torch.tensor([0, 1])}
 
 
-def segmentation(kind: str, encoder: str = "resnet18", **options: Any) -> Built:
-    return getattr(smp, kind)(encoder, encoder_weights=None, classes=2, **options), (torch.randn(2, 3, 64, 64),), {}
+def segmentation(kind: str, encoder: str = "resnet18") -> Built:
+    size = 128 if kind == "PAN" else 64
+    return getattr(smp, kind)(encoder, encoder_weights=None, classes=2), (torch.randn(2, 3, size, size),), {}
 
 
 def graph(kind: str, **options: Any) -> Built:
     model = getattr(geometric, kind)(in_channels=8, hidden_channels=16, num_layers=2, out_channels=3, **options)
     return model, (torch.randn(10, 8), torch.randint(0, 10, (2, 30))), {}
+
+
+def adapted_encoder(kind: str = "LoraConfig", **options: Any) -> Built:
+    """A frozen encoder with adapters."""
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = transformers.BertModel(transformers.BertConfig(**sizes))
+    adapters = getattr(peft, kind)(target_modules=["query", "value"], **options)
+    return peft.get_peft_model(model, adapters), (), {"input_ids": torch.randint(3, 99, (2, 12))}
 
 
 def adapted() -> Built:
@@ -86,8 +95,13 @@ MODELS: dict[str, Callable[[], Built]] = {
         f"smp {kind}": partial(segmentation, kind)
         for kind in ("Unet", "FPN", "PSPNet", "Linknet", "DeepLabV3", "DeepLabV3Plus", "PAN", "MAnet")
     },
+    **{f"smp {kind}": partial(segmentation, kind) for kind in ("UPerNet", "Segformer")},
     "smp UnetPlusPlus": partial(segmentation, "UnetPlusPlus"),
     "smp Unet of MobileNetV2": partial(segmentation, "Unet", "mobilenet_v2"),
     **{f"geometric {kind}": partial(graph, kind) for kind in ("GCN", "GAT", "GraphSAGE", "GIN")},
     "peft LoRA of GPT-2": adapted,
+    "peft LoRA of Bert": partial(adapted_encoder, r=4, lora_dropout=0.1),
+    "peft DoRA of Bert": partial(adapted_encoder, r=4, use_dora=True),
+    "peft LoHa of Bert": partial(adapted_encoder, "LoHaConfig", r=4),
+    "peft IA3 of Bert": partial(adapted_encoder, "IA3Config", feedforward_modules=[]),
 }

@@ -1,4 +1,7 @@
-"""Judges models one by one, each in a process of its own with a time limit: ``python -m tests.zoo.run transformers [names]``."""
+"""Judges models one by one, each in a process of its own with a time limit: ``python -m tests.zoo.run transformers [names]``.
+
+The verdicts are added to zoo_transformers.jsonl in the current folder, or to the file that ZOO_RESULTS names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import importlib
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +18,13 @@ from typing import Any
 
 from .judge import Verdict, judge, short
 
-SUITES = ("torchvision", "timm", "transformers", "others")
-SECONDS = 240
+SUITES = ("torchvision", "timm", "transformers", "torchaudio", "others")
+SECONDS = 240  # of the processor, for one model
 
 
 def child(suite: str, name: str, pipe: Any) -> None:
     """One model, in a process of its own."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     models = importlib.import_module(f".{suite}_models", __package__)
     try:
         verdict = judge(name, models.MODELS[name])
@@ -35,9 +41,11 @@ def judged(suite: str, name: str) -> dict[str, Any]:
     process.start()
     theirs.close()
     try:
-        found = ours.recv() if ours.poll(SECONDS) else asdict(Verdict(name, error=f"longer than {SECONDS} s"))
+        found = ours.recv()
     except EOFError:
-        found = asdict(Verdict(name, error=f"its process died ({process.exitcode})"))
+        process.join()
+        is_late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        found = asdict(Verdict(name, error=f"longer than {SECONDS} s" if is_late else f"its process died ({process.exitcode})"))
     process.kill()
     process.join()
     return found
@@ -45,7 +53,7 @@ def judged(suite: str, name: str) -> dict[str, Any]:
 
 def main(suite: str, *names: str) -> None:
     models = importlib.import_module(f".{suite}_models", __package__)
-    where = Path(os.environ.get("ZOO_RESULTS", f"/tmp/zoo_{suite}.jsonl"))
+    where = Path(os.environ.get("ZOO_RESULTS", f"zoo_{suite}.jsonl"))
     with where.open("a", encoding="utf-8") as file:
         for name in names or models.MODELS:
             found = judged(suite, name)

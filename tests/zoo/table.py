@@ -8,46 +8,64 @@ import sys
 from pathlib import Path
 from typing import Any
 
+HEAD = """\
+# Models that were captured
+
+Each in a process of its own, with random weights: `python -m tests.zoo.run timm` judges a suite, `python -m tests.zoo.table` makes this
+table, and `tests/zoo/judge.py` says what is asked. Train, eval: outputs, all gradients and buffers equal bit for bit (in train mode with
+the same seed). Step: one under SWAT 80 % and SavedActivations(4), finite, with every gradient. Sites: every parameter that torch contracts,
+counted by a dispatch mode, is one. Copies: deepcopy and state_dict. Share: of the contractions that stand in graphs. Compile, eager:
+seconds of the processor for `fxs.compile` and for one forward pass, one thread, on a machine that others used too.
+"""
+QUESTIONS = (("equal_in_training", "equal"), ("equal_in_evaluation", "equal"), ("step", "ok"), ("missing_sites", []), ("copied", "ok"))
+COLUMNS = ("model", "graphs", "Python parts", "train", "eval", "step", "sites", "copies", "share", "compile", "eager")
+
 
 def main(*paths: str) -> None:
-    print("# Models that were captured\n")
-    print("Each in a process of its own, by a small random configuration; the words are those of `tests/zoo/judge.py`. Equal: outputs,")
-    print("gradients and buffers bit for bit, in train mode (same seed) and in eval mode. Step: one under SWAT 80 % and")
-    print("SavedActivations(4). Sites: every parameter that torch contracts, counted by a dispatch mode, is one. Share: of the")
-    print("contractions that stand in graphs. Compile times were taken on a busy machine.\n")
-    for path in paths:
-        verdicts = list({v["name"]: v for v in map(json.loads, Path(path).read_text().splitlines())}.values())
-        print(f"## {Path(path).stem.removeprefix('zoo_')}\n\n{summary(verdicts)}\n")
-        print("| model | graphs | Python parts | train | eval | step | sites | copies | share |\n|---|---|---|---|---|---|---|---|---|")
-        for verdict in verdicts:
-            print(row(verdict))
-        print()
+    suites = {Path(path).stem.removeprefix("zoo_"): latest(Path(path)) for path in paths}
+    print(HEAD)
+    head = ("suite", "models", "compiled", "equal", "step", "sites", "copies", "median share", "median compile", "median eager", "in time")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for suite, verdicts in suites.items():
+        print(f"| {suite} | {' | '.join(summary(verdicts))} |")
+    print("\nIn time: models that were compiled within three eager forwards and one second; the same for the medians.\n")
+    for suite, verdicts in suites.items():
+        print(f"## {suite}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        print("\n".join(map(row, verdicts)) + "\n")
 
 
-def summary(verdicts: list[dict[str, Any]]) -> str:
-    built = [v for v in verdicts if not str(v["error"]).startswith("not built")]
-    compiled = [v for v in built if v["error"] is None]
-    equal = [v for v in compiled if v["equal_in_training"] == v["equal_in_evaluation"] == "equal"]
-    steps = [v for v in compiled if v["step"] == "ok"]
-    sites = [v for v in compiled if v["missing_sites"] == []]
-    shares = [v["share"] for v in compiled if v["share"] is not None]
-    return (
-        f"{len(compiled)} of {len(built)} compiled, {len(equal)} equal bit for bit, {len(steps)} make the sparse step, "
-        f"{len(sites)} with every contraction a site; median share in graphs {statistics.median(shares):.3f}."
-    )
+def latest(path: Path) -> list[dict[str, Any]]:
+    """The last verdict on each model."""
+    return list({v["name"]: v for v in map(json.loads, path.read_text(encoding="utf-8").splitlines())}.values())
+
+
+def summary(verdicts: list[dict[str, Any]]) -> list[str]:
+    """How many models there are, how many are all right in each question, and medians of those that were compiled."""
+    compiled = [v for v in verdicts if v["error"] is None]
+    good = [sum(v[key] == wanted for v in compiled) for key, wanted in QUESTIONS[2:]]
+    equal = sum(is_right(v) for v in compiled)
+    share, seconds, eager = (statistics.median(v[key] for v in compiled) for key in ("share", "compile_seconds", "eager_seconds"))
+    in_time = sum(v["compile_seconds"] <= 3 * v["eager_seconds"] + 1 for v in compiled)
+    typical = "yes" if statistics.median(v["compile_seconds"] - 3 * v["eager_seconds"] for v in compiled) <= 1 else "no"
+    counts = (len(verdicts), len(compiled), equal, *good)
+    return [*map(str, counts), f"{share:.3f}", f"{seconds:.2f} s", f"{eager:.3f} s", f"{in_time} ({typical})"]
+
+
+def is_right(verdict: dict[str, Any]) -> bool:
+    """Compiled, and equal to its original bit for bit in both modes."""
+    return verdict["error"] is None and verdict["equal_in_training"] == verdict["equal_in_evaluation"] == "equal"
 
 
 def row(v: dict[str, Any]) -> str:
     if v["error"]:
-        return f"| {v['name']} | {v['error'].replace('|', '/')} | | | | | | | |"
-    sites = "yes" if v["missing_sites"] == [] else f"without {len(v['missing_sites'])}"
-    words = [_yes(v[key], good) for key, good in (("equal_in_training", "equal"), ("equal_in_evaluation", "equal"), ("step", "ok"))]
-    share = "-" if v["share"] is None else f"{v['share']:.2f}"
-    return f"| {v['name']} | {v['graphs']} | {len(v['left'])} | {' | '.join(words)} | {sites} | {_yes(v['copied'], 'ok')} | {share} |"
+        return f"| {v['name']} | {_plain(v['error'])} |{' |' * (len(COLUMNS) - 2)}"
+    answers = ["yes" if v[key] == wanted else _plain(v[key]) for key, wanted in QUESTIONS]
+    numbers = (f"{v['share']:.2f}" if v["share"] is not None else "-", f"{v['compile_seconds']:.2f}", f"{v['eager_seconds']:.3f}")
+    return f"| {' | '.join((v['name'], str(v['graphs']), str(len(v['left'])), *answers, *numbers))} |"
 
 
-def _yes(found: str | None, good: str) -> str:
-    return "yes" if found == good else str(found).replace("|", "/")[:120]
+def _plain(found: Any) -> str:
+    return (f"without {len(found)}" if isinstance(found, list) else str(found)).replace("|", "/")[:120]
 
 
 if __name__ == "__main__":

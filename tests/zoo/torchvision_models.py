@@ -28,7 +28,8 @@ def built(name: str) -> Built:
         target["labels"] = torch.tensor([1, 1]) if "keypoint" in name else target["labels"]
         return model, ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)], [target, dict(target)]), {}
     if kind == "video":
-        return model, (torch.randn(2, 3, 16, 224 if "mvit" in name else 64, 224 if "mvit" in name else 64),), {}
+        size = 224 if name.startswith(("mvit", "s3d")) else 64
+        return model, (torch.randn(2, 3, 16, size, size),), {}
     if kind == "optical_flow":
         return model, (torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128)), {}
     size = {"inception_v3": 96, "googlenet": 96, "maxvit_t": 224}.get(name, 224 if name.startswith("vit") else 64)

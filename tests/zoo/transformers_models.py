@@ -24,6 +24,20 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+PAIR = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": WORDS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 NAMED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -45,21 +59,7 @@ def causal(kind: str, model: str = "ForCausalLM", **options: Any) -> Built:
 
 def translate(kind: str, model: str = "Model", **options: Any) -> Built:
     """An encoder and a decoder of words."""
-    small = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "vocab_size": WORDS,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "decoder_start_token_id": 1,
-    }
+    small = {**PAIR, "max_position_embeddings": 64}
     config = getattr(transformers, f"{kind}Config")(**{**small, **options})
     return getattr(transformers, f"{kind}{model}")(config), (), {"input_ids": words(), "decoder_input_ids": words()}
 
@@ -95,23 +95,7 @@ def sound(kind: str, **options: Any) -> Built:
 
 
 def whisper() -> Built:
-    config = transformers.WhisperConfig(
-        vocab_size=WORDS,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        num_mel_bins=8,
-        max_source_positions=20,
-        max_target_positions=40,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
+    config = transformers.WhisperConfig(**PAIR, num_mel_bins=8, max_source_positions=20, max_target_positions=40)
     return transformers.WhisperModel(config), (), {"input_features": torch.randn(BATCH, 8, 40), "decoder_input_ids": words()}
 
 
@@ -375,20 +359,8 @@ def xlnet() -> Built:
 
 
 def prophet() -> Built:
-    config = transformers.ProphetNetConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        num_encoder_attention_heads=4,
-        num_decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        decoder_start_token_id=1,
-    )
-    return transformers.ProphetNetModel(config), (), {"input_ids": words(), "decoder_input_ids": words()}
+    depths = {f"num_{side}_{what}": count for side in ("encoder", "decoder") for what, count in (("layers", 2), ("attention_heads", 4))}
+    return translate("ProphetNet", hidden_size=32, **depths)
 
 
 def with_labels(built: Built, words_too: bool = False) -> Built:

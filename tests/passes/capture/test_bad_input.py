@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from typing import Any
 
 import pytest
@@ -130,3 +132,68 @@ def test_call_that_does_not_fit_at_run_time() -> None:
         compiled(torch.randn(2, 5), torch.ones(3))
     with pytest.raises(TypeError, match="scale"):
         compiled(X)
+
+
+class Short(Net):
+    def forward(self, x: Tensor, scale: Tensor, flag: bool = True) -> Tensor:
+        if x.shape[1] < 8:
+            raise ValueError(f"8 features are needed, got {x.shape[1]}")
+        return super().forward(x, scale)
+
+
+def test_model_that_refuses_the_example_itself() -> None:
+    message = words(Short(), X, torch.ones(3))
+    assert "the model (Short) fails on the example inputs by itself: ValueError: 8 features are needed, got 4" in message
+    assert re.search(r"test_bad_input\.py:\d+: raise ValueError", message)
+
+
+def test_its_own_error_is_the_cause() -> None:
+    with pytest.raises(fxs.TraceError) as caught:
+        fxs.compile(Short(), None, (X, torch.ones(3)))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+CALLS = [0]
+
+
+class Counts(nn.Module):
+    """Something else in every call, by a number that belongs to no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        return self.layer(x) * CALLS[0]
+
+
+class Alternates(Counts):
+    """Another structure in every other call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        return self.layer(x) if CALLS[0] % 2 else self.other(self.other(x))
+
+
+class Unseeded(Counts):
+    """Random numbers from a source that nobody can seed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * random.SystemRandom().random()
+
+
+@pytest.mark.parametrize("kind", [Counts, Alternates, Unseeded])
+def test_what_is_another_thing_in_every_call_is_found_by_the_check(kind: type[nn.Module]) -> None:
+    model = kind()
+    compiled = fxs.compile(model, None, (X,))
+    reports = [fxs.check(compiled, model, (X,)) for _ in range(2)]
+    assert not all(reports)
+    different = next(report for report in reports if not report)
+    assert "output 0" in different.differences
+    with pytest.raises(fxs.VerificationError, match="differs from its original"):
+        different.raise_if_different()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -180,3 +181,19 @@ def test_products_of_groups_are_sites_that_stay_dense() -> None:
     assert set(compiled.sites) == {"experts", "last.weight"}
     sparse = fxs.compile(Grouped(), fxs.SWAT(weight_sparsity=0.5, dense_first=False), (X,))
     assert any(skip.site == "experts" and "mixture of experts" in skip.reason for skip in sparse.report.skips)
+
+
+def test_ordered_dictionary_whose_keys_are_no_names() -> None:
+    """As feature pyramids return them."""
+
+    class Pyramid(Layers):
+        def forward(self, x: Tensor) -> Any:
+            kept = self.kept(x)
+            return OrderedDict([("0", self.a(x)), ("class", self.b(x)), (2, x)]), kept
+
+    compiled = compile_neutral(Pyramid(), X)
+    assert_whole(compiled)
+    found = compiled(X)[0]
+    assert type(found) is OrderedDict
+    assert list(found) == ["0", "class", 2]
+    assert list(copy.deepcopy(compiled)(X)[0]) == ["0", "class", 2]

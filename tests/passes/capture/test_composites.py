@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "dropout": 0.5}, {"bidirectional": True}, {"bias": False}], ids=str)
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layer(kind: type[nn.RNNBase], options: dict[str, Any]) -> None:
     compiled = compile_neutral(Recurrent(kind, **options), TOKENS)
     assert_whole(compiled)
@@ -206,3 +207,54 @@ def test_composite_as_the_model_itself() -> None:
     ):
         compiled = compile_neutral(model, *call, batches=False)
         assert compiled.sites
+
+
+CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell, "rnn with relu": partial(nn.RNNCell, nonlinearity="relu")}
+
+
+class Unrolled(nn.Module):
+    """A cell in a loop of the model's own."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.cell = kind(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return state[0] if isinstance(state, tuple) else state  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_recurrent_cell(name: str) -> None:
+    model = Unrolled(CELLS[name])
+    compiled = compile_neutral(model, TOKENS)
+    assert_whole(compiled)
+    assert set(compiled.sites) == {"cell.weight_ih", "cell.weight_hh"}
+    dense = fxs.compile(model, fxs.SWAT(weight_sparsity=0.0, activation_sparsity=1e-9, dense_first=False), (TOKENS,))
+    assert set(dense.swat) == set(compiled.sites)
+    torch.testing.assert_close(dense(TOKENS), model(TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_in_a_captured_module_that_python_elsewhere_calls() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory, self.query = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+            return torch.tanh(self.query(x) + memory)
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            memory = self.attention.memory(x)
+            return self.attention(x if float(x.detach().sum()) < 1e9 else -x, memory)
+
+    compiled = compile_neutral(Decoder(), TOKENS)
+    assert set(compiled.graphs) == {"attention", "attention.memory"}
+    assert set(compiled.sites) == {"attention.query.weight", "attention.memory.weight"}

@@ -474,6 +474,35 @@ class Buffered(Layers):
         return self.b(self.a(x) * self.scales[0] + self.table["shift"]) * self.scales[1]
 
 
+def sizes_within(shifts: list[int], sizes: Any) -> list[int]:
+    """Writes into the list that it is given, as a wrapped function may."""
+    for index, size in enumerate(sizes):
+        if size <= shifts[index]:
+            shifts[index] = 0
+    return shifts
+
+
+def rolled(x: Tensor, weight: Tensor, shifts: list[int]) -> Tensor:
+    return F.linear(torch.roll(x, shifts, (1, 2)) if sum(shifts) > 0 else x, weight)
+
+
+torch.fx.wrap("sizes_within")
+torch.fx.wrap("rolled")
+
+
+@case()
+class WrappedFunctions(Layers):
+    """One of them gives the numbers that the other decides by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rolled(self.b(x), self.a.weight, sizes_within([1, 8], x.shape[1:]))
+
+
+def test_weights_in_wrapped_functions_are_sites() -> None:
+    compiled = fxs.compile(WrappedFunctions(), None, (X,))
+    assert set(compiled.sites) == {"a.weight", "b.weight"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_neutral_is_equal_bit_for_bit(name: str) -> None:
     kind, example = CASES[name]

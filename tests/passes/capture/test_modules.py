@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxsparse as fxs
@@ -482,3 +483,17 @@ def test_values_read_from_data_keep_python(kind: type[Block]) -> None:
     compiled = compile_neutral(kind(), X)
     assert set(compiled.graphs) == {"layer"}
     assert "depends on the data" in compiled.report.left[""] or "not known before it runs" in compiled.report.left[""]
+
+
+def test_a_weight_that_is_computed_is_excluded_by_the_module_that_computes_it() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            mean, spread = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
+            return F.conv2d(x, (self.weight - mean) / spread, self.bias)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Standardized(4, 4, 3)), nn.Conv2d(4, 2, 1))
+    example = torch.randn(2, 3, 8, 8)
+    with pytest.raises(fxs.PolicyError, match=r"exclude=\('1\.0',\)"):
+        fxs.compile(model, fxs.SWAT(weight_sparsity=0.8, dense_first=False), (example,))
+    compiled = fxs.compile(model, fxs.SWAT(weight_sparsity=0.8, dense_first=False, exclude=("1.0",)), (example,))
+    assert set(compiled.swat) == {"0.weight", "2.weight"}

@@ -369,3 +369,27 @@ def test_seeding_in_forward_keeps_python(kind: type[Writer]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert_left(compiled, "", "random number generator")
     fxs.check(compiled, model, (X,)).raise_if_different()
+
+
+def test_what_a_module_remembers_while_it_is_captured_is_forgotten() -> None:
+    """A cache that is filled by the first call in eval mode is empty for the compiled model's first call."""
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.cache = nn.Parameter(torch.randn(4)), {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                return x + self.bias * 2
+            key = str(x.device)
+            if key not in self.cache:
+                self.cache[key] = (self.bias * 2).detach()
+            return x + self.cache[key]
+
+    model = nn.Sequential(nn.Linear(4, 4), Biased(), nn.Linear(4, 4))
+    for module in (model, model.eval()):
+        compiled = fxs.compile(module, None, (X,))
+        assert model[1].cache == {}
+        for train in (False, True):
+            fxs.check(compiled, model, (X,), train=train).raise_if_different()
