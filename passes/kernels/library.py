@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 FILE = Path(__file__).with_name("native.so")
+LARGE = 1 << 23  # bytes of a tensor that gets large pages
 VERSION = 1  # of the kernels' arguments; level.c says the same
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-_POINTER, _LONG, _UNSIGNED, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
+_POINTER, _LONG, _UNSIGNED, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
 _SIGNATURES: dict[str, list[Any]] = {
     "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
     "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
@@ -24,6 +25,15 @@ _SIGNATURES: dict[str, list[Any]] = {
     "norm_encode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER] * 2 + [_INT],
     "norm_decode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER, _INT],
     "norm_backward": [_POINTER] * 4 + [_LONG] * 4 + [_INT] * 3 + [_POINTER] * 4 + [_INT],
+}
+
+
+_FLOAT32_ONLY: dict[str, list[Any]] = {
+    "channel_norm": [_POINTER] * 6 + [_LONG] * 2 + [_INT] * 2 + [_DOUBLE] * 2 + [_POINTER] * 4 + [_INT],
+    "channel_norm_backward": [_POINTER] * 7 + [_LONG] * 2 + [_INT] * 2 + [_POINTER] * 4 + [_INT],
+    "innermost_max_pool": [_POINTER] + [_LONG] * 6 + [_POINTER] * 3 + [_INT],
+    "innermost_max_pool_backward": [_POINTER] * 2 + [_LONG] * 6 + [_POINTER] * 2 + [_INT],
+    "swap_outer": [_POINTER] + [_LONG] * 3 + [_POINTER, _INT],
 }
 
 
@@ -40,15 +50,17 @@ class Library:
         Raises: OSError, AttributeError if the file is no library, or not this version's."""
         self._library = ctypes.CDLL(str(file))
         self._library.fxs_level.restype = ctypes.c_char_p
+        self._library.fxs_large_pages.restype = None
         version = self._library.fxs_version()
         if version != VERSION:
             raise OSError(f"it has version {version}, wanted is {VERSION}")
         self.level: str = level or self._library.fxs_level().decode()
         self._found = {(name, dtype): self._find(name, dtype) for name in _SIGNATURES for dtype in TYPES}
+        self._found |= {(name, torch.float32): self._find(name, torch.float32) for name in _FLOAT32_ONLY}
 
     def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
         function = getattr(self._library, f"fxs_{name}_{TYPES[dtype]}_{self.level}")
-        function.argtypes, function.restype = _SIGNATURES[name], None
+        function.argtypes, function.restype = {**_SIGNATURES, **_FLOAT32_ONLY}[name], None
         found: Callable[..., None] = function
         return found
 
@@ -56,6 +68,13 @@ class Library:
         """Calls a kernel for elements of ``dtype``, on as many threads as torch uses; tensors are passed by address."""
         given = [item.data_ptr() if isinstance(item, Tensor) else item for item in arguments]
         self._found[name, dtype](*given, torch.get_num_threads())
+
+    def large_pages(self, *tensors: Tensor) -> None:
+        """Asks for large pages where new tensors are large: new small pages would take longer than what is written to them."""
+        for tensor in tensors:
+            size = tensor.numel() * tensor.element_size()
+            if size >= LARGE:
+                self._library.fxs_large_pages(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(size))
 
 
 @lru_cache(maxsize=1)
