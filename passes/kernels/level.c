@@ -13,13 +13,13 @@ __attribute__((visibility("default"))) const char *fxs_level(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return "avx512";
-    if (__builtin_cpu_supports("avx2")) return "avx2";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
 #endif
     return "portable";
 }
 
 /* Counted up whenever an argument of a kernel changes. */
-__attribute__((visibility("default"))) int fxs_version(void) { return 1; }
+__attribute__((visibility("default"))) int fxs_version(void) { return 2; }
 
 /* Asks for pages of 2 MiB in memory that is about to be written: new pages of 4 KiB take longer than the writing. */
 __attribute__((visibility("default"))) void fxs_large_pages(void *memory, int64_t bytes) {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 FILE = Path(__file__).with_name("native.so")
 LARGE = 1 << 23  # bytes of a tensor that gets large pages
-VERSION = 1  # of the kernels' arguments; level.c says the same
+VERSION = 2  # of the kernels' arguments; level.c says the same
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _POINTER, _LONG, _UNSIGNED, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
@@ -26,15 +26,25 @@ _SIGNATURES: dict[str, list[Any]] = {
     "norm_decode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER, _INT],
     "norm_backward": [_POINTER] * 4 + [_LONG] * 4 + [_INT] * 3 + [_POINTER] * 4 + [_INT],
 }
+_SPARSE_SIGNATURES: dict[str, list[Any]] = {  # for float32 alone
+    "sparse_count": [_POINTER] * 2 + [_LONG] * 2 + [_POINTER, _INT],
+    "sparse_index": [_POINTER] * 2 + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_values": [_POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_dense": [_POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_turn": [_POINTER] * 2 + [_LONG] * 4 + [_POINTER] * 3 + [_INT],
+    "sparse_program": [_POINTER] * 3 + [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_gather": [_POINTER] * 2 + [_LONG, _POINTER, _INT],
+    "sparse_multiply": [_POINTER] * 10 + [_INT],
+}
 
-
-_FLOAT32_ONLY: dict[str, list[Any]] = {
+_INNERMOST_SIGNATURES: dict[str, list[Any]] = {
     "channel_norm": [_POINTER] * 6 + [_LONG] * 2 + [_INT] * 2 + [_DOUBLE] * 2 + [_POINTER] * 4 + [_INT],
     "channel_norm_backward": [_POINTER] * 7 + [_LONG] * 2 + [_INT] * 2 + [_POINTER] * 4 + [_INT],
     "innermost_max_pool": [_POINTER] + [_LONG] * 6 + [_POINTER] * 3 + [_INT],
     "innermost_max_pool_backward": [_POINTER] * 2 + [_LONG] * 6 + [_POINTER] * 2 + [_INT],
     "swap_outer": [_POINTER] + [_LONG] * 3 + [_POINTER, _INT],
 }
+_OF_FLOAT32 = {**_SPARSE_SIGNATURES, **_INNERMOST_SIGNATURES}
 
 
 class Library:
@@ -55,12 +65,12 @@ class Library:
         if version != VERSION:
             raise OSError(f"it has version {version}, wanted is {VERSION}")
         self.level: str = level or self._library.fxs_level().decode()
-        self._found = {(name, dtype): self._find(name, dtype) for name in _SIGNATURES for dtype in TYPES}
-        self._found |= {(name, torch.float32): self._find(name, torch.float32) for name in _FLOAT32_ONLY}
+        self._found = {(name, dtype): self._find(name, dtype, _SIGNATURES[name]) for name in _SIGNATURES for dtype in TYPES}
+        self._found |= {(name, torch.float32): self._find(name, torch.float32, types) for name, types in _OF_FLOAT32.items()}
 
-    def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
+    def _find(self, name: str, dtype: torch.dtype, types: list[Any]) -> Callable[..., None]:
         function = getattr(self._library, f"fxs_{name}_{TYPES[dtype]}_{self.level}")
-        function.argtypes, function.restype = {**_SIGNATURES, **_FLOAT32_ONLY}[name], None
+        function.argtypes, function.restype = types, None
         found: Callable[..., None] = function
         return found
 

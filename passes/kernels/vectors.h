@@ -1,0 +1,43 @@
+/* Vectors of the level's width, and how rows of a strided tensor get into their lanes. The sparse kernels are written once, with GCC's vector
+ * types; products and sums are contracted into fused multiply-adds here (setup.py's flags), unlike in the kernels that make codes. */
+#ifndef FXS_VECTORS_H
+#define FXS_VECTORS_H
+
+#include "common.h"
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROOM 28 /* accumulators that stay in registers */
+#elif defined(__AVX2__)
+#define LANES 8
+#define ROOM 12
+#else
+#define LANES 4
+#define ROOM 12
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Keeps the compiler from computing a pointer for each line ahead, which there are no registers for. */
+#define KEEP(pointer) __asm__("" : "+r"(pointer))
+#define UNROLL _Pragma("GCC unroll 32")
+
+INLINE vec load(const float *from) { return *(const loose *)from; }
+INLINE void store(float *to, vec value) { *(loose *)to = value; }
+INLINE vec splat(float value) { return value - (vec){0}; } /* of which the compiler makes a broadcast; value + 0 is not value for -0 */
+
+/* LANES elements that are `step` apart; 0 in the lanes from `count` on. */
+INLINE void gather_line(const float *restrict from, int64_t step, int64_t count, float *restrict to) {
+    if (step == 1 && count >= LANES) {
+        store(to, load(from));
+        return;
+    }
+    for (int64_t lane = 0; lane < LANES; lane++) to[lane] = lane < count ? from[lane * step] : 0.0f;
+}
+
+INLINE void scatter_line(const float *restrict from, int64_t step, int64_t count, float *restrict to) {
+    for (int64_t lane = 0; lane < count && lane < LANES; lane++) to[lane * step] = from[lane];
+}
+
+#endif
