@@ -17,6 +17,7 @@ from fxsparse.passes.base import Change, GraphPass, PassResult, Skip
 from fxsparse.passes.capture.capture import Capture, capture, capture_parts, capture_variant, leaving_no_trace
 from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.choose_layout import ChooseLayout
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
@@ -42,7 +43,7 @@ from .resolve_saved import SavedPlan, resolve_saved
 from .stages import CAPTURE, Trace
 from .techniques import Technique, require_member
 
-BACKENDS = ("auto", "reference", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "native", "cpu", "cuda")
 
 
 def compile(
@@ -68,7 +69,8 @@ def compile(
         policy: a Policy, a technique, a preset's name or the path of a policy file. None changes nothing.
         example_inputs, example_kwargs: one call's arguments.
         accelerator: the machine (a name, a YAML file) for which every node's cost is annotated; None: operations and bytes only.
-        backend: "reference" (plain PyTorch), "cpu" or "cuda" (native kernels where there are some), or "auto".
+        backend: "reference" (plain PyTorch), "native" (native kernels wherever they can compute), "cpu" or "cuda" (where there are some
+            and they pay), or "auto" (as for the model's own device).
         extra_passes: passes of your own, run on every graph after fxsparse's.
         check_graphs: run the verifier after each pass.
         fuel: rewrite at most this many contractions, to find by bisection the one that misbehaves.
@@ -103,7 +105,7 @@ def compile(
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
     rewriter = Rewriter(
-        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend == "reference"
+        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend
     )
     label_sites(captured, names)
     stages = Trace() if trace else None
@@ -145,7 +147,12 @@ class Rewriter:
     state: AddedState
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
-    reference: bool = False
+    backend: str = "auto"
+
+    @property
+    def reference(self) -> bool:
+        """Whether to do without native kernels."""
+        return self.backend == "reference"
 
     def rewrite(self, captured: Capture, fuel: list[int] | None, trace: Trace | None = None) -> list[PassResult]:
         """Runs all passes over all graphs."""
@@ -165,6 +172,8 @@ class Rewriter:
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
+        if (self.specs or self.masks) and not self.reference and not self.kept:
+            inserted.append(ChooseLayout(path, self.specs, self.masks, everything=self.backend == "native"))
         if self.kept or self.specs:
             inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel, self.reference))
         if keep is not None:
@@ -278,6 +287,7 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
     skips: tuple[Skip, ...] = (*plan.skips, *(skip for result in results for skip in result.skips))
     swat = _applied(plan.specs, "insert_swat", results)
     masks = _applied(plan.masks.specs, "insert_masks", results)
+    native = {change.site: change.what for change in changes if change.made_by == "choose_layout" and not change.added}
     rows = []
     for name, site in sites.items():
         spec, mask = swat.get(name), masks.get(name)
@@ -291,7 +301,7 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
                 technique=" + ".join(titles),
                 weight_density=mask.weight_density if mask else spec.weight_density if spec else 1.0,
                 activation_density=spec.activation_density if spec else 1.0,
-                backend="reference" if titles else "PyTorch",
+                backend=native.get(name, "reference" if titles else "PyTorch"),
                 calls=len({(call.graph, call.index) for call in site.calls}),
             )
         )

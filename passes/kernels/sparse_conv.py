@@ -59,6 +59,7 @@ def conv_forward(
 ) -> Tensor:
     """Return the convolution of x (N, C, *space), one or two dimensions of space, batch innermost as x should be."""
     out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation))
+    weight.pattern.kernels.large_pages(out)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
     taps = tuple((a * dilations[0] - pads[0], b * dilations[1] - pads[1]) for a in range(kernel[0]) for b in range(kernel[1]))
     multiply(_plane(x), weight, bias, _plane(out), False, strides, taps, groups)
@@ -79,6 +80,7 @@ def conv_grad_input(
     With strides, the pixels of one remainder by them are a convolution of stride 1 of their own, with those taps that reach them.
     """
     out = batch_innermost(x_shape)
+    weight.pattern.kernels.large_pages(out)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
     grad, planes = _plane(grad), _plane(out)
     for top in range(min(strides[0], planes.shape[2])):
