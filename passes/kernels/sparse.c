@@ -9,3 +9,5 @@
 #include "sparse_index.h"
 #include "sparse_tiles.h"
 #include "sparse_multiply.h"
+#include "sparse_pack.h"
+#include "sparse_grad.h"

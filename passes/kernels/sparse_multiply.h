@@ -15,6 +15,7 @@ INLINE void multiply(const int R, const int Q, const job_t *given) {
     const job_t copy = *given, *job = &copy;
     const int64_t pitch = job->pitch;
     for (int64_t o = 0; o < job->outputs; o++) {
+        if (job->from == job->to && job->segments[o] == job->segments[o + 1]) continue;
         vec sums[ROOM];
         if (job->from) {
             const float *from = job->from + o * job->from_output;
@@ -75,20 +76,15 @@ static void spread_tile(const plan_t *p, const tile_t *t, const float *restrict 
                              y + o * p->y_channel + r * p->y_row + q * p->y_column);
 }
 
-/* Stores the convolution of x with the weight of a program. `down` and `across`: see pack_tile. Work: for each thread, lines of a block and
- * sums of a part. */
+/* Stores the convolution of x with the weight of a program. `down` and `across`: see find_lines. */
 EXPORT void KERNEL(sparse_multiply)(const float *x, const float *bias, float *y, const plan_t *p, const int32_t *down, const int32_t *across,
                                     const int64_t *segments, const int32_t *offsets, const float *values, float *work, int threads) {
     const int64_t count = tiles(p), all_outputs = p->groups * p->outputs;
     const int64_t pitch = p->lines_across * LANES, room = p->block * p->lines_down * pitch;
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
-#if defined(_OPENMP)
-        float *buffer = work + omp_get_thread_num() * p->work;
-#else
-        float *buffer = work;
-#endif
-        float *sums = buffer + room;
+        lines_t lines;
+        float *buffer = work_of(p, work, &lines), *sums = buffer + room;
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < count; index++) {
             const tile_t t = tile_at(p, index);
@@ -100,9 +96,10 @@ EXPORT void KERNEL(sparse_multiply)(const float *x, const float *bias, float *y,
             job_t job = {.buffer = buffer, .pitch = pitch, .offsets = offsets, .values = values, .outputs = t.outputs};
             job.bias = bias ? bias + output : 0;
             job.from_output = t.rows * line;
+            find_lines(p, &t, down, across, lines);
             for (int64_t b = 0; b < p->blocks; b++) {
                 const int64_t channel = b * p->block;
-                pack_tile(p, &t, x, down, across, channel, least(p->block, p->channels - channel), buffer);
+                pack_tile(p, &t, x, lines, channel, least(p->block, p->channels - channel), buffer);
                 const int to_end = is_whole && b == p->blocks - 1;
                 job.segments = segments + b * all_outputs + output;
                 job.from = b ? sums : 0;

@@ -43,22 +43,55 @@ INLINE tile_t tile_at(const plan_t *p, int64_t index) {
     return t;
 }
 
-/* Packs the lines of `channels` channels from `channel` on. `down` and `across` say which row and column, counted from those of the tile's
- * first pixel, stand where in the buffer. */
-static void pack_tile(const plan_t *p, const tile_t *t, const float *restrict x, const int32_t *down, const int32_t *across, int64_t channel,
-                      int64_t channels, float *restrict buffer) {
-    const int64_t top = t->row * p->stride_rows, left = t->column * p->stride_columns;
-    for (int64_t c = 0; c < channels; c++) {
-        const float *from = x + (t->group * p->channels + channel + c) * p->x_channel + t->sample * p->x_sample;
-        for (int64_t i = 0; i < p->lines_down; i++) {
-            const int64_t row = top + down[i];
-            for (int64_t j = 0; j < p->lines_across; j++, buffer += LANES) {
-                const int64_t column = left + across[j];
-                if (row < 0 || row >= p->in_rows || column < 0 || column >= p->in_columns)
-                    store(buffer, splat(0.0f));
+/* Where a tile finds its rows and columns: elements from the first of a channel, and OUTSIDE for those that are padding. */
+typedef struct {
+    int64_t *rows, *columns;
+} lines_t;
+
+#define OUTSIDE INT64_MIN
+
+/* `down` and `across` say which row and column, counted from those of the tile's first pixel, stand where in the buffer. */
+INLINE void find_lines(const plan_t *p, const tile_t *t, const int32_t *down, const int32_t *across, lines_t found) {
+    for (int64_t i = 0; i < p->lines_down; i++) {
+        const int64_t row = t->row * p->stride_rows + down[i];
+        found.rows[i] = row < 0 || row >= p->in_rows ? OUTSIDE : row * p->x_row;
+    }
+    for (int64_t j = 0; j < p->lines_across; j++) {
+        const int64_t column = t->column * p->stride_columns + across[j];
+        found.columns[j] = column < 0 || column >= p->in_columns ? OUTSIDE : column * p->x_column;
+    }
+}
+
+/* Packs the lines of `channels` channels from `channel` on; the lanes of samples that do not exist are 0. */
+static void pack_tile(const plan_t *p, const tile_t *t, const float *restrict x, lines_t lines, int64_t channel, int64_t channels,
+                      float *restrict buffer) {
+    const int64_t width = p->lines_across, left = p->samples - t->sample;
+    const int is_whole = p->x_sample == 1 && left - (t->column + t->columns - 1) * p->lane_step >= LANES;
+    x += (t->group * p->channels + channel) * p->x_channel + t->sample * p->x_sample;
+    for (int64_t c = 0; c < channels; c++, x += p->x_channel)
+        for (int64_t i = 0; i < p->lines_down; i++, buffer += width * LANES) {
+            if (lines.rows[i] == OUTSIDE) {
+                for (int64_t j = 0; j < width; j++) store(buffer + j * LANES, splat(0.0f));
+                continue;
+            }
+            const float *from = x + lines.rows[i];
+            for (int64_t j = 0; j < width; j++) {
+                if (lines.columns[j] == OUTSIDE)
+                    store(buffer + j * LANES, splat(0.0f));
+                else if (is_whole)
+                    store(buffer + j * LANES, load(from + lines.columns[j]));
                 else
-                    gather_line(from + row * p->x_row + column * p->x_column, p->x_sample, p->samples - t->sample - column * p->lane_step, buffer);
+                    gather_line(from + lines.columns[j], p->x_sample, left - (t->column + j) * p->lane_step, buffer + j * LANES);
             }
         }
-    }
+}
+
+/* What a thread works on: places of lines, packed input and sums. */
+INLINE float *work_of(const plan_t *p, float *work, lines_t *lines) {
+#if defined(_OPENMP)
+    work += omp_get_thread_num() * p->work;
+#endif
+    lines->rows = (int64_t *)(void *)work;
+    lines->columns = lines->rows + p->lines_down;
+    return work + up(2 * (p->lines_down + p->lines_across), LANES) * LANES;
 }

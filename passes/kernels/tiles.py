@@ -9,7 +9,8 @@ from functools import lru_cache
 LANES = {"avx512": 16, "avx2": 8, "portable": 4}  # floats in a vector
 ROOM = {"avx512": 28, "avx2": 12, "portable": 12}  # sums that stay in registers
 MOST_ROWS = 4
-BUFFER = 24 << 10  # bytes of packed input: most of a first-level cache
+BUFFER = 28 << 10  # bytes of packed input: most of a first-level cache
+PIXELS = 14, 7  # of a tile, with several taps and with one: few let a buffer hold many channels, so that sums are seldom put down
 SUMS = 256 << 10  # bytes of sums between blocks of channels: a share of a second-level cache
 
 
@@ -69,7 +70,9 @@ class Tiling:
     @property
     def work(self) -> int:
         """Floats that a thread works on."""
-        return self.lanes * (self.block * len(self.down.lines) * len(self.across.lines) + self.part * self.rows * self.columns)
+        down, across = len(self.down.lines), len(self.across.lines)
+        places = -(-2 * (down + across) // self.lanes)
+        return self.lanes * (places + self.block * down * across + self.part * self.rows * self.columns)
 
     def offsets(self) -> list[int]:
         """Return where in the buffer each position of a weight's row, channels and taps, finds its first line; -1 for one left out."""
@@ -86,7 +89,7 @@ def tiling(
 ) -> Tiling:
     """Return the tiles for one group of a convolution with `size` output pixels."""
     lanes, room = LANES[level], ROOM[level]
-    rows, columns = tile_size(size, room if len(taps) > 1 else min(room, 7))
+    rows, columns = tile_size(size, min(room, PIXELS[len(taps) == 1]))
     lines = max(len(axis(tuple(tap[0] for tap in taps if tap), stride[0], rows).lines), 1)
     lines *= max(len(axis(tuple(tap[1] for tap in taps if tap), stride[1], columns).lines), 1)
     block = max(1, min(channels, BUFFER // (4 * lanes * lines)))

@@ -6,6 +6,7 @@
 #include "common.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16
 #define ROOM 28 /* accumulators that stay in registers */
 #elif defined(__AVX2__)
@@ -38,6 +39,21 @@ INLINE void gather_line(const float *restrict from, int64_t step, int64_t count,
 
 INLINE void scatter_line(const float *restrict from, int64_t step, int64_t count, float *restrict to) {
     for (int64_t lane = 0; lane < count && lane < LANES; lane++) to[lane * step] = from[lane];
+}
+
+/* Turns a square of vectors over its diagonal, by exchanging ever larger blocks of lanes. */
+INLINE void turn_square(vec square[LANES]) {
+    typedef int32_t lanes_t __attribute__((vector_size(4 * LANES)));
+    UNROLL for (int size = 1; size < LANES; size *= 2) {
+        lanes_t low, high; /* which lanes of a pair of vectors */
+        UNROLL for (int j = 0; j < LANES; j++) low[j] = j & size ? LANES + j - size : j, high[j] = j & size ? LANES + j : j + size;
+        UNROLL for (int i = 0; i < LANES; i++) {
+            if (i & size) continue;
+            const vec a = square[i], b = square[i + size];
+            square[i] = __builtin_shuffle(a, b, low);
+            square[i + size] = __builtin_shuffle(a, b, high);
+        }
+    }
 }
 
 #endif
