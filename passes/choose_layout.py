@@ -29,17 +29,19 @@ from .contractions import is_masked, path_of
 from .graph import Recorder, Snapshot, differences, value
 from .kernels.library import library
 from .layout.functions import concatenate, enter, leave, swap_samples
-from .layout.parts import Part, is_addition, is_relu, part_of
+from .layout.parts import Part, is_addition, is_relu, part_of, readers_of
 from .layout.rates import PRODUCTS, Product, Rates
 from .layout.regions import Region, find_regions
 from .masks.specs import MaskSpec
 from .ops import OPS
+from .ops.codes.scheme import parse
+from .ops.codes.tiles import TILES, of_tiles
 from .saving.edit import Editor
 from .saving.functions import update_running
 from .saving.places import site_of
 from .specs import SwatSpec
 
-NATIVE = 17  # of swat_convolution's arguments
+SCHEME, NATIVE = 10, 17  # of swat_convolution's arguments
 
 
 class ChooseLayout(GraphPass):
@@ -189,6 +191,11 @@ class _RegionRewriter(Editor):
             given = list(node.args)
             defaults = [argument.default_value for argument in node.target._schema.arguments]
             given += defaults[len(given) : NATIVE]
+            packed, strides = self._pack(node)
+            if packed is not None and "w" in native:
+                scheme = of_tiles(strides, parse(given[SCHEME]).kind if not given[SCHEME].startswith(TILES) else given[SCHEME].rpartition(":")[2])
+                packed.args = (*packed.args[:4], scheme, *packed.args[5:])
+                given[SCHEME] = scheme
             node.args = (*given[:NATIVE], native)
             return node
         with self.make.before(node):
@@ -200,6 +207,15 @@ class _RegionRewriter(Editor):
         meta.write(out, site=self.sites[node], role="contraction")
         self.replace(node, out)
         return out
+
+    def _pack(self, node: fx.Node) -> tuple[fx.Node | None, list[int]]:
+        """What packs a contraction's activation, and the least common multiple of the strides of all convolutions that read it."""
+        first: Any = node.args[1]
+        pack = first.args[0] if first.target is operator.getitem else None
+        if pack is None or pack.target is not OPS.pack_sparse.default:
+            return None, []
+        readers = readers_of(pack)
+        return pack, [math.lcm(*(reader.args[4][axis] for reader in readers)) for axis in (0, 1)]  # type: ignore[index]
 
     def _norms(self) -> None:
         for node, part in list(self.region.parts.items()):

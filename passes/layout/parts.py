@@ -89,6 +89,12 @@ def is_addition(part: Part) -> bool:
     return bool(value(part.inputs[0]).shape == value(part.inputs[1]).shape)
 
 
+def readers_of(pack: fx.Node) -> list[fx.Node]:
+    """The contractions that keep what a node packs."""
+    items = [user for user in pack.users if user.target is operator.getitem and user.args[1] == 0]
+    return [user for item in items for user in item.users]
+
+
 def _conv(gm: fx.GraphModule, node: fx.Node) -> Part | None:
     if node.target is OPS.swat_convolution.default:
         x, _, w, bias, *geometry = node.args[:10]

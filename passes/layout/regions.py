@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..graph import value
-from .parts import Part, part_of, reads_any_order
+from ..ops import OPS
+from .parts import Part, part_of, readers_of, reads_any_order
 from .rates import Product, Rates, best, dense_seconds, seconds, wanted
 
 AS_IT_IS = "d"  # no product by native kernels, but in the region
@@ -47,6 +48,7 @@ def find_regions(gm: fx.GraphModule, products: Mapping[fx.Node, Product], rates:
     """
     parts = {node: part for node in gm.graph.nodes if (part := part_of(gm, node)) is not None}
     native = {node: wanted_natively(product, rates, everything) for node, product in products.items()}
+    _share_packs(native)
     parts = {node: part for node, part in parts.items() if part.kind != "conv" or native.get(node)}
     parts = _without_foreign_writes(parts)
     regions = []
@@ -63,6 +65,22 @@ def wanted_natively(product: Product, rates: Rates, everything: bool) -> str:
     if not everything:
         return best(product, rates)
     return "".join(letter for letter in wanted(product) if letter != "w" or product.masked or product.activation < 1)
+
+
+def _share_packs(native: dict[fx.Node, str]) -> None:
+    """Convolutions that keep one packed activation all read it in one form, and are all in a region or none of them."""
+    for node in native:
+        first = node.args[1]
+        pack = first.args[0] if isinstance(first, fx.Node) and first.args else None
+        if not isinstance(pack, fx.Node) or pack.target is not OPS.pack_sparse.default:
+            continue
+        readers = readers_of(pack)
+        if not all("w" in native.get(reader, "") for reader in readers):
+            native.update({reader: native[reader].replace("w", "") for reader in readers if reader in native})
+        if not all(reader in native for reader in readers):
+            native.update({reader: "" for reader in readers if reader in native})
+        elif any(native[reader] for reader in readers):
+            native.update({reader: native[reader] or AS_IT_IS for reader in readers})
 
 
 def _without_foreign_writes(parts: dict[fx.Node, Part]) -> dict[fx.Node, Part]:

@@ -94,11 +94,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask = [ctx.needs_input_grad[X], ctx.needs_input_grad[W_HAT], ctx.needs_input_grad[BIAS]]
-    a_hat, w_hat = ctx.operands.a_hat(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)
     if ctx.native:
-        gx, gw = native_gradients(grad, a_hat, w_hat, ctx.operands.x.shape, ctx.operands.w_shape, ctx.geometry, ctx.native)
+        kept, w_hat = ctx.operands.kept(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)
+        gx, gw = native_gradients(grad, kept, w_hat, ctx.operands.x.shape, ctx.operands.w_shape, ctx.geometry, ctx.native)
         grad_bias = grad.sum((0, 2, 3)) if mask[2] else None
         return (gx, None, gw, grad_bias, *(None,) * (ctx.arguments - 4))
+    a_hat, w_hat = ctx.operands.a_hat(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)
     grad_x, grad_w, grad_bias = torch.ops.aten.convolution_backward.default(
         grad,
         grad.new_empty(1).expand(ctx.operands.x.shape) if a_hat is None else a_hat,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .autocast import cast_to_active_dtype
+from .codes.scheme import EXACT
 from .derivative import once
 from .native_convolution import forward, forward_like, is_native, native_gradients
 from .operator import operator, owned
@@ -79,7 +80,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, w, mask, growing = ctx.saved_tensors
     wanted = [w is not None, x is not None, ctx.needs_input_grad[BIAS]]
     if ctx.native:
-        gx, gw = native_gradients(grad, x, w, *ctx.shapes, ctx.arguments, ctx.native, mask, growing)
+        gx, gw = native_gradients(grad, (x, None, None, EXACT), w, *ctx.shapes, ctx.arguments, ctx.native, mask, growing)
         gb = grad.sum((0, 2, 3)) if wanted[2] else None
     else:
         given = (grad.new_empty(1).expand(shape) if item is None else item for item, shape in zip((x, w), ctx.shapes, strict=True))

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..kernels import sparse_conv
 from ..kernels.library import library
+from ..kernels.sparse_activation import conv_grad_weight
 from ..kernels.sparse_weight import index_weight
 from .codes.layout import as_innermost, empty_innermost, is_innermost
+from .codes.tiles import unpack
 from .operator import operator, owned
 from .reorder import CHANNELS_LAST, INNERMOST, reorder
 
@@ -74,6 +76,9 @@ def forward_like(x: Tensor, w: Tensor, arguments: Sequence[Any]) -> Tensor:
 def native_convolution_backward(
     grad: Tensor,
     x: Tensor | None,
+    where: Tensor | None,
+    values: Tensor | None,
+    scheme: str,
     w: Tensor | None,
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -87,7 +92,7 @@ def native_convolution_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, batch innermost, of a convolution that ``forward`` computed, and of its weight; each empty if not asked for.
 
-    The gradient of x is asked for by giving the weight, that of the weight by giving x or what is kept of it. With `kept` (bool, of the
+    The gradient of x is asked for by giving the weight, that of the weight by giving x or what is kept of it, in `scheme`. With `kept` (bool, of the
     weight's shape), the gradient of the weight is 0 where it is false, but while `growing`, a 0-dim bool CPU tensor, is true.
     """
     if kept is not None and growing is not None and bool(growing.item()):
@@ -97,7 +102,9 @@ def native_convolution_backward(
     dense_x, dense_w = w is not None and "i" not in native, x is not None and "w" not in native
     if w is not None and not dense_x:
         gx = sparse_conv.conv_grad_input(grad, index_weight(w), list(x_shape), *geometry.parts)
-    if x is not None and not dense_w and kept is not None:
+    if where is not None and values is not None:
+        gw = conv_grad_weight(grad, unpack(where, values, x_shape, scheme), list(w_shape), *geometry.parts)
+    elif x is not None and not dense_w and kept is not None:
         weight = index_weight(kept.to(grad.dtype), kept)
         gw = sparse_conv.conv_grad_weight_kept(x, grad, weight, *geometry.parts)
     if not (dense_x or dense_w):
@@ -114,6 +121,9 @@ def native_convolution_backward(
 def _(
     grad: Tensor,
     x: Tensor | None,
+    where: Tensor | None,
+    values: Tensor | None,
+    scheme: str,
     w: Tensor | None,
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -126,7 +136,7 @@ def _(
     growing: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     gx = grad.new_empty(0) if w is None else empty_innermost(grad, x_shape)
-    return gx, grad.new_empty(0) if x is None else grad.new_empty(list(w_shape))
+    return gx, grad.new_empty(0) if x is None and where is None else grad.new_empty(list(w_shape))
 
 
 native_convolution_backward.without_derivative()
@@ -134,7 +144,7 @@ native_convolution_backward.without_derivative()
 
 def native_gradients(
     grad: Tensor,
-    x: Tensor | None,
+    kept_of_x: tuple[Tensor | None, Tensor | None, Tensor | None, str],
     w: Tensor | None,
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -143,7 +153,10 @@ def native_gradients(
     kept: Tensor | None = None,
     growing: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of x and of the weight, None for what is not asked for; see fxsparse::native_convolution_backward."""
+    """Return the gradients of x and of the weight, None for what is not asked for; see fxsparse::native_convolution_backward.
+
+    `kept_of_x`: x itself, or where its elements stand, their values, and the scheme.
+    """
     geometry = Geometry.of(arguments)
-    gx, gw = native_convolution_backward(grad, x, w, list(x_shape), list(w_shape), *geometry.parts, native, kept, growing)
-    return None if w is None else gx, None if x is None else gw
+    gx, gw = native_convolution_backward(grad, *kept_of_x, w, list(x_shape), list(w_shape), *geometry.parts, native, kept, growing)
+    return None if w is None else gx, None if kept_of_x[0] is None and kept_of_x[1] is None else gw
