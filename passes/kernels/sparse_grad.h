@@ -123,7 +123,7 @@ EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *
                                  float *out, float *work, int threads) {
     const int64_t width = p->vectors * LANES, blocks = up(p->outputs, width), units = p->groups * blocks * p->parts;
     const int64_t lists = STRIPS * p->classes, chunk = CHUNK * lists + 1, chunks = up(p->groups * p->channels, CHUNK);
-    const int64_t tiles = (p->lane_step ? 1 : up(p->samples, SAMPLES)) * p->down * p->across, row = p->channels * p->taps;
+    const int64_t sample_groups = p->lane_step ? 1 : up(p->samples, SAMPLES), tiles = sample_groups * p->down * p->across, row = p->channels * p->taps;
     const int64_t room = p->part * p->taps * width, most = least(MOST_TAPS, ROOM / p->vectors);
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
@@ -139,8 +139,8 @@ EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *
             const int64_t channels = least(p->part, p->channels - part), outputs = least(width, p->outputs - block);
             memset(sums, 0, (size_t)(channels * p->taps * width) * sizeof *sums);
             for (int64_t tile = 0; tile < tiles; tile++) {
-                const int64_t left = tile % p->across * p->columns / p->stride_columns, top = tile / p->across % p->down * p->rows / p->stride_rows;
-                const int64_t sample = tile / p->across / p->down * SAMPLES;
+                const int64_t sample = tile % sample_groups * SAMPLES, left = tile / sample_groups % p->across * p->columns / p->stride_columns;
+                const int64_t top = tile / sample_groups / p->across * p->rows / p->stride_rows;
                 const float *from = g + (group * p->outputs + block) * p->g_channel;
                 turn_gradient(p, from, sample, top, left, down, across, outputs, buffer);
                 lists_t job = {.buffer = buffer, .values = values, .positions = positions, .table = table};

@@ -98,7 +98,7 @@ INLINE int64_t pack_channel(const pack_t *p, const float *x, float threshold, in
 EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p, int64_t capacity, int32_t *starts, float *values,
                                 uint16_t *positions, int64_t *total, float *work, int64_t room, int threads) {
     const int64_t blocks = p->lane_step ? 1 : up(p->samples, SAMPLES), chunks = up(p->channels, CHUNK);
-    const int64_t lists = STRIPS * p->classes_down * p->classes_across, count = blocks * p->down * p->across * chunks;
+    const int64_t lists = STRIPS * p->classes_down * p->classes_across, tiles = blocks * p->down * p->across;
     const int64_t elements = p->rows * p->columns * SAMPLES;
     int64_t used = 0;
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
@@ -110,12 +110,12 @@ EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p
         float *spare = packed + CHUNK * elements;
         uint16_t *places = (uint16_t *)(void *)(spare + 2 * (elements + SAMPLES));
 #pragma omp for schedule(dynamic)
-        for (int64_t index = 0; index < count; index++) {
-            const int64_t chunk = index % chunks, tile = index / chunks, channels = least(CHUNK, p->channels - chunk * CHUNK);
-            const int64_t left = tile % p->across * p->columns, top = tile / p->across % p->down * p->rows;
-            const int64_t sample = tile / p->across / p->down * SAMPLES;
+        for (int64_t index = 0; index < tiles * chunks; index++) {
+            const int64_t chunk = index / tiles, tile = index % tiles, channels = least(CHUNK, p->channels - chunk * CHUNK);
+            const int64_t sample = tile % blocks * SAMPLES, left = tile / blocks % p->across * p->columns;
+            const int64_t top = tile / blocks / p->across * p->rows;
             const float *from = x + chunk * CHUNK * p->x_channel;
-            int32_t *own = starts + index * (CHUNK * lists + 1);
+            int32_t *own = starts + (tile * chunks + chunk) * (CHUNK * lists + 1);
             int64_t size = 0, base;
             for (int64_t c = 0; c < channels; c++)
                 size += pack_channel(p, from + c * p->x_channel, threshold, sample, top, left, spare, own + c * lists, packed + size, places + size);
