@@ -35,8 +35,8 @@ _SPARSE_SIGNATURES: dict[str, list[Any]] = {  # for float32 alone
     "sparse_program": [_POINTER] * 3 + [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
     "sparse_gather": [_POINTER] * 2 + [_LONG, _POINTER, _INT],
     "sparse_multiply": [_POINTER] * 10 + [_INT],
-    "sparse_pack": [_POINTER, ctypes.c_float, _POINTER, _LONG] + [_POINTER] * 6 + [_INT],
-    "sparse_grad": [_POINTER] * 14 + [_INT],
+    "sparse_pack": [_POINTER, ctypes.c_float, _POINTER, _LONG] + [_POINTER] * 5 + [_LONG, _INT],
+    "sparse_grad": [_POINTER] * 13 + [_INT],
 }
 
 _INNERMOST_SIGNATURES: dict[str, list[Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from .library import Library, library
 from .tiles import LANES, ROOM, axis, even
 
-SAMPLES, STRIP, STRIPS = 16, 4, 4  # of a tile; see sparse_pack.h
+SAMPLES, STRIP, STRIPS, CHUNK = 16, 4, 4, 32  # of a tile; see sparse_pack.h
 MOST_TAPS = 9  # that are summed at a time
 PIXELS = 56  # of a tile: enough for lists of some length, few enough for the gradient of a tile to stay in a first-level cache
 PART_BYTES = 512 << 10  # of sums that a thread works on: a share of a second-level cache
@@ -27,7 +27,7 @@ class SparseActivation:
         tile: rows and columns of a tile.
         classes: pixels are told apart by the remainders of row and column by these.
         lane_step: 0, or how many samples each step to the right passes: x has rows alone, which stand as pixels.
-        bases, starts: where each tile's entries, and in them each list, starts.
+        starts: where each list starts, (tiles, chunks of channels, lists of a chunk + 1).
     """
 
     kernels: Library
@@ -35,7 +35,6 @@ class SparseActivation:
     tile: tuple[int, int]
     classes: tuple[int, int]
     lane_step: int
-    bases: Tensor
     starts: Tensor
     values: Tensor
     positions: Tensor
@@ -47,7 +46,7 @@ class SparseActivation:
     @property
     def nbytes(self) -> int:
         """The number of bytes that are kept."""
-        return sum(item.numel() * item.element_size() for item in (self.bases, self.starts, self.values, self.positions))
+        return sum(item.numel() * item.element_size() for item in (self.starts, self.values, self.positions))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,12 +79,14 @@ def pack_activation(
     tiles, lists = (1 if lane_step else -(-shape[0] // SAMPLES)) * down * across, STRIPS * classes[0] * classes[1]
     numbers = [shape[1], shape[0], lane_step, strides[1], *strides[2:], strides[0], *size, rows, columns, down, across, *classes]
     plan = (ctypes.c_int64 * len(numbers))(*numbers)
-    bases, starts = torch.empty(tiles, dtype=torch.int64), torch.empty(tiles, shape[1] * lists + 1, dtype=torch.int32)
-    total, work = ctypes.c_int64(), torch.empty(lists * torch.get_num_threads(), dtype=torch.int64)
+    starts = torch.empty(tiles, -(-shape[1] // CHUNK), CHUNK * lists + 1, dtype=torch.int32)
+    elements = rows * columns * SAMPLES
+    need = CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
+    total, work = ctypes.c_int64(), torch.empty(need * torch.get_num_threads())
     room = 0 if density is None else min(math.ceil(plane.numel() * density * 1.05) + SAMPLES, plane.numel())
     while True:
         values, positions = torch.empty(room), torch.empty(room, dtype=torch.int16)
-        given = (plane, threshold, plan, room, bases, starts, values, positions, ctypes.addressof(total), work)
+        given = (plane, threshold, plan, room, starts, values, positions, ctypes.addressof(total), work, need)
         kernels.call("sparse_pack", torch.float32, *given)
         if total.value <= room:
             break
@@ -93,7 +94,7 @@ def pack_activation(
     if room - total.value > room // 8:
         values, positions = values[: total.value].clone(), positions[: total.value].clone()
     values, positions = values[: total.value], positions[: total.value]
-    return SparseActivation(kernels, shape, (rows, columns), (classes[0], classes[1]), lane_step, bases, starts, values, positions)
+    return SparseActivation(kernels, shape, (rows, columns), (classes[0], classes[1]), lane_step, starts, values, positions)
 
 
 def tile_of(size: tuple[int, int], classes: tuple[int, int]) -> tuple[int, int]:
@@ -181,7 +182,7 @@ def grad_weight(
     plan_numbers += [-(-size[0] // rows), -(-size[1] // columns), *stride, len(down.lines), pitch, v, part, -(-channels // part)]
     plan_numbers += [cd * ca, len(runs), len(taps), joined, work]
     arrays = [_longs(plan_numbers), _ints(down.lines), _ints(across.lines), _longs([n for run in runs for n in run]), _longs(numbers)]
-    given = (*arrays, _longs(leads), _ints(table), activation.bases, activation.starts, activation.values, activation.positions, out)
+    given = (*arrays, _longs(leads), _ints(table), activation.starts, activation.values, activation.positions, out)
     room = torch.empty(work * torch.get_num_threads())
     activation.kernels.call("sparse_grad", torch.float32, g, *given, room)
     return out

@@ -82,49 +82,48 @@ ALL_GRADS(GRAD_OF)
 #define GRAD_AT(T, V) [T][V] = add_products_##T##_##V,
 static void (*const ADD_PRODUCTS[MOST_TAPS + 1][MOST_VECTORS + 1])(const lists_t *) = {ALL_GRADS(GRAD_AT)};
 
-/* Turns the gradients of a tile so that `width` output channels from `output` on are innermost. */
+/* Turns the gradients of a tile so that output channels are innermost; `outputs` are left of them. */
 static void turn_gradient(const grad_t *p, const float *restrict g, int64_t sample, int64_t top, int64_t left, const int32_t *down,
                           const int32_t *across, int64_t outputs, float *restrict buffer) {
     const int64_t width = p->vectors * LANES, pixels = p->lines_down * p->lines_across;
-    for (int64_t pixel = 0; pixel < pixels; pixel++) {
-        const int64_t row = top + down[pixel / p->lines_across], column = left + across[pixel % p->lines_across];
-        const int is_outside = row < 0 || row >= p->out_rows || column < 0 || column >= p->out_columns;
-        const float *from = g + row * p->g_row + column * p->g_column + sample * p->g_sample;
-        const int64_t left_over = is_outside ? 0 : p->samples - sample - column * p->lane_step;
-        for (int64_t first = 0; first < SAMPLES; first += LANES)
-            for (int64_t v = 0; v < p->vectors; v++) {
+    const int is_turned = p->g_sample != 1 && p->g_channel == 1; /* channels are innermost already */
+    const int64_t outer = is_turned ? p->g_sample : p->g_channel, inner = is_turned ? p->g_channel : p->g_sample;
+    for (int64_t v = 0; v < p->vectors; v++, outputs -= LANES)
+        for (int64_t pixel = 0; pixel < pixels; pixel++) {
+            const int64_t row = top + down[pixel / p->lines_across], column = left + across[pixel % p->lines_across];
+            const int is_outside = row < 0 || row >= p->out_rows || column < 0 || column >= p->out_columns;
+            for (int64_t first = 0; first < SAMPLES; first += LANES) {
+                const int64_t samples = is_outside ? 0 : p->samples - sample - first - column * p->lane_step;
+                const float *from = g + row * p->g_row + column * p->g_column + (sample + first) * p->g_sample + v * LANES * p->g_channel;
+                const int64_t rows = is_turned ? samples : outputs, columns = is_turned ? outputs : samples;
                 vec square[LANES];
-                const int64_t channels = outputs - v * LANES, count = left_over - first;
-                if (p->g_sample != 1 && p->g_channel == 1) { /* channels are innermost already */
-                    for (int i = 0; i < LANES; i++) {
-                        float line[LANES];
-                        gather_line(from + (first + i) * p->g_sample + v * LANES, 1, i < count ? channels : 0, line);
-                        square[i] = load(line);
-                    }
+                if (samples > 0 && outputs > 0) {
+                    if (inner == 1 && rows >= LANES && columns >= LANES)
+                        UNROLL for (int i = 0; i < LANES; i++) square[i] = load(from + i * outer);
+                    else
+                        for (int i = 0; i < LANES; i++) {
+                            float line[LANES];
+                            gather_line(from + i * outer, inner, i < rows ? columns : 0, line);
+                            square[i] = load(line);
+                        }
+                    if (!is_turned) turn_square(square);
                 } else {
-                    for (int i = 0; i < LANES; i++) {
-                        float line[LANES];
-                        gather_line(from + (v * LANES + i) * p->g_channel + first * p->g_sample, p->g_sample, i < channels ? count : 0, line);
-                        square[i] = load(line);
-                    }
-                    turn_square(square);
+                    UNROLL for (int i = 0; i < LANES; i++) square[i] = splat(0.0f);
                 }
-                for (int i = 0; i < LANES && first + i < SAMPLES; i++) {
-                    const int64_t strip = (first + i) / STRIP, in_strip = (first + i) % STRIP;
-                    store(buffer + ((strip * pixels + pixel) * STRIP + in_strip) * width + v * LANES, square[i]);
-                }
+                float *to = buffer + (first / STRIP * pixels + pixel) * STRIP * width + v * LANES;
+                UNROLL for (int i = 0; i < LANES; i++) store(to + (i / STRIP * pixels * STRIP + i % STRIP) * width, square[i]);
             }
-    }
+        }
 }
 
 /* Stores the gradient of a weight (outputs of all groups, channels, taps). `runs` and for each run its taps' numbers and leads in `taps` and
  * `leads`; `table`: for each position in a tile its line. */
 EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *down, const int32_t *across, const run_t *runs, const int64_t *taps,
-                                const int64_t *leads, const int32_t *table, const int64_t *bases, const int32_t *starts, const float *values,
-                                const uint16_t *positions, float *out, float *work, int threads) {
+                                const int64_t *leads, const int32_t *table, const int32_t *starts, const float *values, const uint16_t *positions,
+                                 float *out, float *work, int threads) {
     const int64_t width = p->vectors * LANES, blocks = up(p->outputs, width), units = p->groups * blocks * p->parts;
-    const int64_t lists = STRIPS * p->classes, all = p->groups * p->channels * lists + 1;
-    const int64_t tiles = (p->lane_step ? 1 : up(p->samples, SAMPLES)) * p->down * p->across, row = p->channels * p->taps;
+    const int64_t lists = STRIPS * p->classes, chunk = CHUNK * lists + 1, chunks = up(p->groups * p->channels, CHUNK);
+    const int64_t sample_groups = p->lane_step ? 1 : up(p->samples, SAMPLES), tiles = sample_groups * p->down * p->across, row = p->channels * p->taps;
     const int64_t room = p->part * p->taps * width, most = least(MOST_TAPS, ROOM / p->vectors);
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
@@ -140,24 +139,29 @@ EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *
             const int64_t channels = least(p->part, p->channels - part), outputs = least(width, p->outputs - block);
             memset(sums, 0, (size_t)(channels * p->taps * width) * sizeof *sums);
             for (int64_t tile = 0; tile < tiles; tile++) {
-                const int64_t left = tile % p->across * p->columns / p->stride_columns, top = tile / p->across % p->down * p->rows / p->stride_rows;
-                const int64_t sample = tile / p->across / p->down * SAMPLES;
+                const int64_t sample = tile % sample_groups * SAMPLES, left = tile / sample_groups % p->across * p->columns / p->stride_columns;
+                const int64_t top = tile / sample_groups / p->across * p->rows / p->stride_rows;
                 const float *from = g + (group * p->outputs + block) * p->g_channel;
                 turn_gradient(p, from, sample, top, left, down, across, outputs, buffer);
-                lists_t job = {.buffer = buffer, .values = values + bases[tile], .positions = positions + bases[tile], .table = table};
-                job.sums = sums, job.channels = channels, job.lists = lists, job.all_taps = p->taps;
-                for (int64_t strip = 0; strip < STRIPS; strip += p->joined) {
-                    int64_t tap = 0;
-                    for (int64_t r = 0; r < p->runs; tap += runs[r++].taps) {
-                        job.starts = starts + tile * all + (group * p->channels + part) * lists + strip * p->classes + runs[r].first;
-                        job.length = p->joined * p->classes - (p->classes - (runs[r].last - runs[r].first));
-                        for (int64_t t = 0; t < runs[r].taps; t += most) {
-                            job.taps = taps + tap + t;
-                            job.leads = leads + tap + t;
-                            ADD_PRODUCTS[least(most, runs[r].taps - t)][p->vectors](&job);
+                lists_t job = {.buffer = buffer, .values = values, .positions = positions, .table = table};
+                job.lists = lists, job.all_taps = p->taps;
+                for (int64_t strip = 0; strip < STRIPS; strip += p->joined)
+                    for (int64_t channel = 0; channel < channels; channel += job.channels) {
+                        const int64_t number = group * p->channels + part + channel, in_chunk = number % CHUNK;
+                        job.channels = least(CHUNK - in_chunk, channels - channel);
+                        job.sums = sums + channel * p->taps * width;
+                        const int32_t *own = starts + (tile * chunks + number / CHUNK) * chunk + in_chunk * lists + strip * p->classes;
+                        int64_t tap = 0;
+                        for (int64_t r = 0; r < p->runs; tap += runs[r++].taps) {
+                            job.starts = own + runs[r].first;
+                            job.length = (p->joined - 1) * p->classes + runs[r].last - runs[r].first;
+                            for (int64_t t = 0; t < runs[r].taps; t += most) {
+                                job.taps = taps + tap + t;
+                                job.leads = leads + tap + t;
+                                ADD_PRODUCTS[least(most, runs[r].taps - t)][p->vectors](&job);
+                            }
                         }
                     }
-                }
             }
             for (int64_t first = 0; first < channels * p->taps; first += LANES) {
                 const int64_t count = least(LANES, channels * p->taps - first);

@@ -3,7 +3,7 @@
  * A tile is `rows` x `columns` pixels of SAMPLES samples, in STRIPS strips of STRIP samples. For each tile, channel, strip and class (the
  * remainders of row and column by the strides) there is a list, in this order. A position is ((strip * rows + row) * columns + column) *
  * STRIP + sample, counted in the tile. */
-enum { SAMPLES = 16, STRIP = 4, STRIPS = SAMPLES / STRIP };
+enum { SAMPLES = 16, STRIP = 4, STRIPS = SAMPLES / STRIP, CHUNK = 32 };
 
 typedef struct {
     int64_t channels, samples, lane_step;
@@ -28,93 +28,112 @@ INLINE uint32_t kept_samples(const float *line, float threshold) {
     return _mm512_mask_cmp_ps_mask(enough, value, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 #else
     uint32_t bits = 0;
-    for (int i = 0; i < SAMPLES; i++) bits |= (uint32_t)(!(fabsf(line[i]) < threshold) & (line[i] != 0.0f)) << i;
+    UNROLL for (int i = 0; i < SAMPLES; i++) bits |= (uint32_t)(!(fabsf(line[i]) < threshold) & (line[i] != 0.0f)) << i;
     return bits;
 #endif
 }
 
-/* Appends the samples of a strip. */
-INLINE int64_t put_strip(const float *line, uint32_t bits, int strip, int64_t position, float *values, uint16_t *positions) {
-    const uint32_t own = bits >> (strip * STRIP) & ((1 << STRIP) - 1);
+typedef float four __attribute__((vector_size(16)));
+typedef float loose_four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t four_lanes __attribute__((vector_size(16)));
+
+/* For each set of the samples of a strip its members, followed by anything. */
+static const uint16_t MEMBERS[16][STRIP] __attribute__((aligned(8))) = {
+    {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 0, 0, 0}, {0, 1, 0, 0}, {2, 0, 0, 0}, {0, 2, 0, 0}, {1, 2, 0, 0}, {0, 1, 2, 0},
+    {3, 0, 0, 0}, {0, 3, 0, 0}, {1, 3, 0, 0}, {0, 1, 3, 0}, {2, 3, 0, 0}, {0, 2, 3, 0}, {1, 2, 3, 0}, {0, 1, 2, 3},
+};
+
+/* Appends the kept samples of a strip; up to STRIP elements after the list's end are overwritten. */
+INLINE int put_strip(const float *line, uint32_t kept, uint32_t position, float *values, uint16_t *positions) {
+    uint64_t members;
+    memcpy(&members, MEMBERS[kept], sizeof members);
+    members += position * UINT64_C(0x0001000100010001);
+    memcpy(positions, &members, sizeof members);
+    const four given = *(const loose_four *)line;
 #if LANES == 16
-    const int count = __builtin_popcount(own);
-    const __mmask8 room = (__mmask8)((1u << count) - 1);
-    _mm_mask_storeu_ps(values, room, _mm_maskz_compress_ps((__mmask8)own, _mm_loadu_ps(line + strip * STRIP)));
-    const __m128i places = _mm_maskz_compress_epi32((__mmask8)own, _mm_add_epi32(_mm_set1_epi32((int)position), _mm_setr_epi32(0, 1, 2, 3)));
-    _mm_mask_storeu_epi16(positions, room, _mm_cvtepi32_epi16(places));
-    return count;
+    *(loose_four *)values = (four)_mm_maskz_compress_ps((__mmask8)kept, (__m128)given);
 #else
-    int64_t count = 0;
-    for (int i = 0; i < STRIP; i++)
-        if (own >> i & 1) {
-            values[count] = line[strip * STRIP + i];
-            positions[count++] = (uint16_t)(position + i);
-        }
-    return count;
+    const uint16_t *from = MEMBERS[kept];
+    *(loose_four *)values = __builtin_shuffle(given, (four_lanes){from[0], from[1], from[2], from[3]});
 #endif
+    return __builtin_popcount(kept);
 }
 
-/* Counts, and with `values` stores, the entries of one channel of a tile. `next`: (STRIPS, classes), counts or where the lists go on. */
-INLINE void walk_channel(const pack_t *p, const float *x, float threshold, int64_t sample, int64_t top, int64_t left, int64_t *next, float *values,
-                         uint16_t *positions) {
+/* Appends the lists of one channel of a tile, (STRIPS, classes), to values and positions and stores their lengths. `spare`: room for the
+ * values, and then the positions, of all its elements. Returns how many were appended; some elements after them are overwritten. */
+INLINE int64_t pack_channel(const pack_t *p, const float *x, float threshold, int64_t sample, int64_t top, int64_t left, float *spare,
+                            int32_t *lengths, float *values, uint16_t *positions) {
     const int64_t bottom = least(top + p->rows, p->in_rows), right = least(left + p->columns, p->in_columns);
     const int64_t classes = p->classes_down * p->classes_across, size = p->rows * p->columns * STRIP;
-    float spare[SAMPLES];
-    for (int64_t class = 0; class < classes; class++)
+    uint16_t *places = (uint16_t *)(void *)(spare + STRIPS * (size + STRIP));
+    int64_t starts[STRIPS] = {0}, ends[STRIPS] = {0}, total = 0;
+    for (int64_t class = 0; class < classes; class++) {
         for (int64_t row = top + class / p->classes_across; row < bottom; row += p->classes_down)
             for (int64_t column = left + class % p->classes_across; column < right; column += p->classes_across) {
-                const float *line = samples_at(p, x, sample, row, column, p->samples - sample - column * p->lane_step, spare);
-                const uint32_t bits = kept_samples(line, threshold);
-                const int64_t position = ((row - top) * p->columns + column - left) * STRIP;
-                for (int strip = 0; strip < STRIPS; strip++) {
-                    int64_t *at = next + strip * classes + class;
-                    if (values)
-                        *at += put_strip(line, bits, strip, strip * size + position, values + *at, positions + *at);
-                    else
-                        *at += __builtin_popcount(bits >> (strip * STRIP) & ((1 << STRIP) - 1));
+                float copied[SAMPLES];
+                const float *line = samples_at(p, x, sample, row, column, p->samples - sample - column * p->lane_step, copied);
+                const uint32_t bits = kept_samples(line, threshold), pixel = (uint32_t)((row - top) * p->columns + column - left);
+                UNROLL for (int strip = 0; strip < STRIPS; strip++) {
+                    const int64_t at = strip * (size + STRIP) + ends[strip];
+                    ends[strip] += put_strip(line + strip * STRIP, bits >> (strip * STRIP) & ((1 << STRIP) - 1),
+                                             (uint32_t)(strip * size) + pixel * STRIP, spare + at, places + at);
                 }
             }
+        for (int strip = 0; strip < STRIPS; strip++) {
+            lengths[strip * classes + class] = (int32_t)(ends[strip] - starts[strip]);
+            starts[strip] = ends[strip];
+        }
+    }
+    for (int strip = 0; strip < STRIPS; strip++) {
+        memcpy(values + total, spare + strip * (size + STRIP), (size_t)ends[strip] * sizeof *values);
+        memcpy(positions + total, places + strip * (size + STRIP), (size_t)ends[strip] * sizeof *positions);
+        total += ends[strip];
+    }
+    return total;
 }
 
-/* Stores the entries of x, `starts` of each list (tiles, channels, STRIPS, classes) and their end, in `bases` where each tile's entries lie,
- * and in `total` how many there are; if that is more than `capacity`, the values and positions are not all stored. */
-EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p, int64_t capacity, int64_t *bases, int32_t *starts, float *values,
-                                uint16_t *positions, int64_t *total, int64_t *work, int threads) {
-    const int64_t blocks = p->lane_step ? 1 : up(p->samples, SAMPLES), count = blocks * p->down * p->across;
-    const int64_t lists = STRIPS * p->classes_down * p->classes_across;
+/* Stores the entries of x, in `starts` where each list starts (tiles, chunks of CHUNK channels, channels, STRIPS, classes; one more for each
+ * chunk says where its last list ends), and in `total` how many there are; if that is more than `capacity`, not all of them are stored.
+ * The lists of a chunk follow each other. Work: `room` floats for each thread. */
+EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p, int64_t capacity, int32_t *starts, float *values,
+                                uint16_t *positions, int64_t *total, float *work, int64_t room, int threads) {
+    const int64_t blocks = p->lane_step ? 1 : up(p->samples, SAMPLES), chunks = up(p->channels, CHUNK);
+    const int64_t lists = STRIPS * p->classes_down * p->classes_across, tiles = blocks * p->down * p->across;
+    const int64_t elements = p->rows * p->columns * SAMPLES;
     int64_t used = 0;
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
-        int64_t *next = work;
+        float *packed = work;
 #if defined(_OPENMP)
-        next += omp_get_thread_num() * lists;
+        packed += omp_get_thread_num() * room;
 #endif
+        float *spare = packed + CHUNK * elements;
+        uint16_t *places = (uint16_t *)(void *)(spare + 2 * (elements + SAMPLES));
 #pragma omp for schedule(dynamic)
-        for (int64_t tile = 0; tile < count; tile++) {
-            const int64_t left = tile % p->across * p->columns, top = tile / p->across % p->down * p->rows;
-            const int64_t sample = tile / p->across / p->down * SAMPLES;
-            int32_t *own = starts + tile * (p->channels * lists + 1);
+        for (int64_t index = 0; index < tiles * chunks; index++) {
+            const int64_t chunk = index / tiles, tile = index % tiles, channels = least(CHUNK, p->channels - chunk * CHUNK);
+            const int64_t sample = tile % blocks * SAMPLES, left = tile / blocks % p->across * p->columns;
+            const int64_t top = tile / blocks / p->across * p->rows;
+            const float *from = x + chunk * CHUNK * p->x_channel;
+            int32_t *own = starts + (tile * chunks + chunk) * (CHUNK * lists + 1);
             int64_t size = 0, base;
-            for (int64_t c = 0; c < p->channels; c++) {
-                memset(next, 0, (size_t)lists * sizeof *next);
-                walk_channel(p, x + c * p->x_channel, threshold, sample, top, left, next, 0, 0);
-                for (int64_t i = 0; i < lists; i++) {
-                    own[c * lists + i] = (int32_t)size;
-                    size += next[i];
-                }
-            }
-            own[p->channels * lists] = (int32_t)size;
+            for (int64_t c = 0; c < channels; c++)
+                size += pack_channel(p, from + c * p->x_channel, threshold, sample, top, left, spare, own + c * lists, packed + size, places + size);
 #pragma omp atomic capture
             {
                 base = used;
                 used += size;
             }
-            bases[tile] = base;
-            if (base + size > capacity) continue;
-            for (int64_t c = 0; c < p->channels; c++) {
-                for (int64_t i = 0; i < lists; i++) next[i] = own[c * lists + i];
-                walk_channel(p, x + c * p->x_channel, threshold, sample, top, left, next, values + base, positions + base);
+            if (base + size <= capacity) {
+                memcpy(values + base, packed, (size_t)size * sizeof *values);
+                memcpy(positions + base, places, (size_t)size * sizeof *positions);
             }
+            for (int64_t i = 0; i < lists * channels; i++) {
+                const int64_t length = own[i];
+                own[i] = (int32_t)base;
+                base += length;
+            }
+            own[lists * channels] = (int32_t)base;
         }
     }
     *total = used;

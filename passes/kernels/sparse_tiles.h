@@ -29,12 +29,12 @@ INLINE int64_t tiles(const plan_t *p) { return p->groups * parts(p) * sample_blo
 
 INLINE tile_t tile_at(const plan_t *p, int64_t index) {
     tile_t t;
+    t.sample = index % sample_blocks(p) * LANES; /* first: neighbours in memory */
+    index /= sample_blocks(p);
     t.column = index % tiles_across(p) * p->columns;
     index /= tiles_across(p);
     t.row = index % tiles_down(p) * p->rows;
     index /= tiles_down(p);
-    t.sample = index % sample_blocks(p) * LANES;
-    index /= sample_blocks(p);
     t.part = index % parts(p) * p->part;
     t.group = index / parts(p);
     t.rows = least(p->rows, p->out_rows - t.row);

@@ -41,12 +41,20 @@ INLINE void scatter_line(const float *restrict from, int64_t step, int64_t count
     for (int64_t lane = 0; lane < count && lane < LANES; lane++) to[lane * step] = from[lane];
 }
 
+typedef int32_t lane_t __attribute__((vector_size(4 * LANES)));
+#if LANES == 16
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif LANES == 8
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define NUMBERS {0, 1, 2, 3}
+#endif
+
 /* Turns a square of vectors over its diagonal, by exchanging ever larger blocks of lanes. */
 INLINE void turn_square(vec square[LANES]) {
-    typedef int32_t lanes_t __attribute__((vector_size(4 * LANES)));
+    const lane_t number = NUMBERS;
     UNROLL for (int size = 1; size < LANES; size *= 2) {
-        lanes_t low, high; /* which lanes of a pair of vectors */
-        UNROLL for (int j = 0; j < LANES; j++) low[j] = j & size ? LANES + j - size : j, high[j] = j & size ? LANES + j : j + size;
+        const lane_t low = number + (((number & size) != 0) & (LANES - size)), high = low + size; /* lanes of a pair of vectors */
         UNROLL for (int i = 0; i < LANES; i++) {
             if (i & size) continue;
             const vec a = square[i], b = square[i + size];
