@@ -1,6 +1,10 @@
 /* Tensors of logical shape (N, C, H, W) that lie in memory as (C, H, W, N), batch innermost: a channel is one run of `length` = H W N
  * floats, and every vector holds one pixel of several images. Norms with what follows them, max pooling, and the ways in and out. */
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -9,6 +13,31 @@ typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t places_of_four __attribute__((vector_size(16)));
 #define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (places_of_four){i, j, k, l})
 #endif
+
+enum { STREAMED = 1 << 20 }; /* elements of a tensor whose result no cache would keep until it is read */
+
+/* Copies n <= TILE results from the first cache; `streamed`: past the caches, which then need not read what is overwritten. */
+INLINE void put(const float *restrict from, float *restrict to, int64_t n, int streamed) {
+#if defined(__SSE__)
+    if (streamed && (uintptr_t)to % 64 == 0) {
+        int64_t i = 0;
+        for (; i + 16 <= n; i += 16)
+            for (int part = 0; part < 16; part += 4) _mm_stream_ps(to + i + part, _mm_load_ps(from + i + part));
+        for (; i < n; i++) to[i] = from[i];
+        return;
+    }
+#endif
+    (void)streamed;
+    memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+/* After the last streamed store of a thread. */
+INLINE void settle(int streamed) {
+#if defined(__SSE__)
+    if (streamed) _mm_sfence();
+#endif
+    (void)streamed;
+}
 
 /* Sum of n <= TILE values and of their squared distances from their mean, all in the first level of cache. */
 INLINE void tile_moments(const float *restrict x, int64_t n, float *mean, float *squares) {
@@ -61,6 +90,7 @@ EXPORT void KERNEL(channel_norm)(const float *x, const float *added, const float
                                  float *running_var, int64_t channels, int64_t length, int training, int relu, double momentum, double eps,
                                  float *y, uint8_t *mask, float *mean, float *invstd, int threads) {
     const int64_t mask_bytes = up(length, TILE) * PLANE;
+    const int streamed = channels * length >= STREAMED;
 #pragma omp parallel for num_threads(team(threads, channels * length)) schedule(static)
     for (int64_t c = 0; c < channels; c++) {
         const float *own = x + c * length, *other = added ? added + c * length : 0;
@@ -83,7 +113,7 @@ EXPORT void KERNEL(channel_norm)(const float *x, const float *added, const float
         for (int64_t at = 0; at < length; at += TILE) {
             const int64_t n = least(TILE, length - at);
             const float *restrict a = own + at;
-            float *restrict z = out + at;
+            float z[TILE] __attribute__((aligned(64)));
             if (other) {
                 const float *restrict b = other + at;
                 for (int64_t i = 0; i < n; i++) z[i] = a[i] * scale + shift + b[i];
@@ -94,7 +124,9 @@ EXPORT void KERNEL(channel_norm)(const float *x, const float *added, const float
                 for (int64_t i = 0; i < n; i++) z[i] = z[i] < 0.0f ? 0.0f : z[i];
                 if (mask) keep_bits(z, mask + c * mask_bytes + at / TILE * PLANE, n);
             }
+            put(z, out + at, n, streamed);
         }
+        settle(streamed);
     }
 }
 
@@ -112,11 +144,12 @@ EXPORT void KERNEL(channel_norm_backward)(const float *grad, const float *x, con
                                           const float *mean, const float *invstd, int64_t channels, int64_t length, int training,
                                           int relu, float *out, float *grad_added, float *grad_weight, float *grad_bias, int threads) {
     const int64_t mask_bytes = up(length, TILE) * PLANE;
+    const int streamed = channels * length >= STREAMED;
 #pragma omp parallel for num_threads(team(threads, channels * length)) schedule(static)
     for (int64_t c = 0; c < channels; c++) {
         const int64_t first = c * length;
         const float scale = invstd[c] * (weight ? weight[c] : 1.0f), shift = (bias ? bias[c] : 0.0f) - mean[c] * scale, middle = mean[c];
-        float g[TILE];
+        float g[TILE] __attribute__((aligned(64))), to[TILE] __attribute__((aligned(64)));
         double total = 0.0, along = 0.0;
         for (int64_t at = 0; at < length; at += TILE) {
             const int64_t n = least(TILE, length - at);
@@ -139,11 +172,12 @@ EXPORT void KERNEL(channel_norm_backward)(const float *grad, const float *x, con
         for (int64_t at = 0; at < length; at += TILE) {
             const int64_t n = least(TILE, length - at);
             const float *restrict a = x + first + at, *restrict from = g;
-            float *restrict to = out + first + at;
             if (grad_added) from = grad_added + first + at;
             else before_relu(grad + first + at, a, mask ? mask + c * mask_bytes + at / TILE * PLANE : 0, relu, scale, shift, g, n);
             for (int64_t i = 0; i < n; i++) to[i] = (from[i] - level - (a[i] - middle) * slant) * scale;
+            put(to, out + first + at, n, streamed);
         }
+        settle(streamed);
     }
 }
 
