@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _SPARSE_SIGNATURES: dict[str, list[Any]] = {  # for float32 alone
     "sparse_program": [_POINTER] * 3 + [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
     "sparse_gather": [_POINTER] * 2 + [_LONG, _POINTER, _INT],
     "sparse_multiply": [_POINTER] * 10 + [_INT],
+    "sparse_kept": [_POINTER] * 8 + [_LONG] + [_POINTER] * 3 + [_INT],
     "sparse_pack": [_POINTER, ctypes.c_float, _POINTER, _LONG] + [_POINTER] * 5 + [_LONG, _INT],
     "sparse_grad": [_POINTER] * 13 + [_INT],
 }
@@ -111,3 +112,13 @@ def kernels_for(*tensors: Tensor) -> Library | None:
     if first.dtype not in TYPES or any(item.device.type != "cpu" or item.dtype != first.dtype for item in tensors):
         return None
     return library()
+
+
+def longs(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Return 64-bit numbers as a kernel takes them."""
+    return (ctypes.c_int64 * max(len(numbers), 1))(*numbers)
+
+
+def ints(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    """Return 32-bit numbers as a kernel takes them."""
+    return (ctypes.c_int32 * max(len(numbers), 1))(*numbers)

@@ -11,3 +11,4 @@
 #include "sparse_multiply.h"
 #include "sparse_pack.h"
 #include "sparse_grad.h"
+#include "sparse_kept.h"

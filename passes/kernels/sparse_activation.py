@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .library import Library, library
+from .library import Library, ints, library, longs
 from .tiles import LANES, ROOM, axis, even
 
 SAMPLES, STRIP, STRIPS, CHUNK = 16, 4, 4, 32  # of a tile; see sparse_pack.h
@@ -78,7 +78,6 @@ def pack_activation(
     down, across = -(-size[0] // rows), -(-size[1] // columns)
     tiles, lists = (1 if lane_step else -(-shape[0] // SAMPLES)) * down * across, STRIPS * classes[0] * classes[1]
     numbers = [shape[1], shape[0], lane_step, strides[1], *strides[2:], strides[0], *size, rows, columns, down, across, *classes]
-    plan = (ctypes.c_int64 * len(numbers))(*numbers)
     starts = torch.empty(tiles, -(-shape[1] // CHUNK), CHUNK * lists + 1, dtype=torch.int32)
     elements = rows * columns * SAMPLES
     need = CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
@@ -86,7 +85,7 @@ def pack_activation(
     room = 0 if density is None else min(math.ceil(plane.numel() * density * 1.05) + SAMPLES, plane.numel())
     while True:
         values, positions = torch.empty(room), torch.empty(room, dtype=torch.int16)
-        given = (plane, threshold, plan, room, starts, values, positions, ctypes.addressof(total), work, need)
+        given = (plane, threshold, longs(numbers), room, starts, values, positions, ctypes.addressof(total), work, need)
         kernels.call("sparse_pack", torch.float32, *given)
         if total.value <= room:
             break
@@ -181,8 +180,8 @@ def grad_weight(
     plan_numbers = [groups, channels, outputs, activation.shape[0], lane_step, strides[1], *strides[2:], strides[0], *g_size, rows, columns]
     plan_numbers += [-(-size[0] // rows), -(-size[1] // columns), *stride, len(down.lines), pitch, v, part, -(-channels // part)]
     plan_numbers += [cd * ca, len(runs), len(taps), joined, work]
-    arrays = [_longs(plan_numbers), _ints(down.lines), _ints(across.lines), _longs([n for run in runs for n in run]), _longs(numbers)]
-    given = (*arrays, _longs(leads), _ints(table), activation.starts, activation.values, activation.positions, out)
+    arrays = [longs(plan_numbers), ints(down.lines), ints(across.lines), longs([n for run in runs for n in run]), longs(numbers)]
+    given = (*arrays, longs(leads), ints(table), activation.starts, activation.values, activation.positions, out)
     room = torch.empty(work * torch.get_num_threads())
     activation.kernels.call("sparse_grad", torch.float32, g, *given, room)
     return out
@@ -190,18 +189,9 @@ def grad_weight(
 
 def best_vectors(outputs: int, lanes: int, room: int, taps: int) -> int:
     """Return how many vectors of output channels are summed at a time."""
-    most = max(1, min(8 if taps == 1 else 2, room // min(taps, MOST_TAPS)))
-    return max(v for v in (1, 2, 3, 4, 6, 8) if v <= max(1, min(most, -(-outputs // lanes))))
+    return max(1, min(2, room // min(taps, MOST_TAPS), -(-outputs // lanes)))
 
 
 def _meet(row: int, column: int, tap: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int] | None:
     a, b = row % stride[0] - tap[0], column % stride[1] - tap[1]
     return None if a % stride[0] or b % stride[1] else (a // stride[0], b // stride[1])
-
-
-def _longs(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * max(len(numbers), 1))(*numbers)
-
-
-def _ints(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    return (ctypes.c_int32 * max(len(numbers), 1))(*numbers)

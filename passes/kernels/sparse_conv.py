@@ -6,13 +6,14 @@ stride, padding and dilation is an offset. Other memory orders give the same num
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .library import ints, longs
 from .sparse_weight import LIMIT, SparseWeight, first_reason, takes_weight
 from .tiles import LANES, Tiling, tiling
 
@@ -61,8 +62,7 @@ def conv_forward(
     out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation))
     weight.pattern.kernels.large_pages(out)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
-    taps = tuple((a * dilations[0] - pads[0], b * dilations[1] - pads[1]) for a in range(kernel[0]) for b in range(kernel[1]))
-    multiply(_plane(x), weight, bias, _plane(out), False, strides, taps, groups)
+    multiply(_plane(x), weight, bias, _plane(out), False, strides, _taps(kernel, pads, dilations), groups)
     return out
 
 
@@ -91,6 +91,20 @@ def conv_grad_input(
     return out
 
 
+def conv_grad_weight_kept(
+    x: Tensor,
+    grad: Tensor,
+    weight: SparseWeight,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Return the gradient of the weight at its kept positions, and 0 elsewhere, of its shape and contiguous."""
+    kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
+    return correlate(_plane(x), weight, _plane(grad), strides, _taps(kernel, pads, dilations), groups)
+
+
 def multiply(
     x: Tensor, weight: SparseWeight, bias: Tensor | None, out: Tensor, is_turned: bool, stride: Pair, taps: tuple[Pair | None, ...], groups: int
 ) -> None:
@@ -101,27 +115,48 @@ def multiply(
     """
     if not out.numel():
         return
-    level = weight.pattern.kernels.level
-    if taps == ((0, 0),) and stride == (1, 1):
-        x, out = merged(x, out)
-    samples, channels, outputs = x.shape[0], x.shape[1] // groups, out.shape[1] // groups
-    x_strides, y_strides, size, lane_step = list(x.stride()), list(out.stride()), tuple(out.shape[2:]), 0
-    in_size = tuple(x.shape[2:])
-    if taps == ((0, 0),) and size == (1, 1) == in_size:  # rows of a matrix: many at a time
+    x, out, tiles, plan = _plan(x, out, weight.pattern.kernels.level, stride, taps, groups)
+    program, values = weight.ordered(is_turned, groups, tiles)
+    work = torch.empty(tiles.work * torch.get_num_threads())
+    given = (*plan, program.segments, program.offsets, values, work)
+    weight.pattern.kernels.call("sparse_multiply", torch.float32, x, 0 if bias is None else bias.contiguous(), out, *given)
+
+
+def correlate(x: Tensor, weight: SparseWeight, grad: Tensor, stride: Pair, taps: tuple[Pair | None, ...], groups: int) -> Tensor:
+    """Return the gradient of the weight at its kept positions for that of `multiply`'s result, and 0 elsewhere."""
+    if not grad.numel():
+        return torch.zeros(weight.shape)
+    x, grad, tiles, plan = _plan(x, grad, weight.pattern.kernels.level, stride, taps, groups)
+    program, count = weight.pattern.program(False, groups, tiles), weight.pattern.count
+    found, out = torch.empty(count * torch.get_num_threads()), torch.empty(count)
+    work = torch.empty(tiles.work * torch.get_num_threads())
+    given = (*plan, program.segments, program.offsets, program.order, count, found, out, work)
+    weight.pattern.kernels.call("sparse_kept", torch.float32, x, grad, *given)
+    return weight.dense(out)
+
+
+def _plan(
+    x: Tensor, y: Tensor, level: str, stride: Pair, taps: tuple[Pair | None, ...], groups: int
+) -> tuple[Tensor, Tensor, Tiling, tuple[Any, ...]]:
+    """Return x and y as the kernels are to see them, the tiles, and plan_t, the rows and the columns of a buffer (sparse_tiles.h)."""
+    is_dot = taps == ((0, 0),) and stride == (1, 1)
+    x, y = merged(x, y) if is_dot else (x, y)
+    samples, channels, outputs = x.shape[0], x.shape[1] // groups, y.shape[1] // groups
+    x_strides, y_strides, in_size, size, lane_step = list(x.stride()), list(y.stride()), tuple(x.shape[2:]), tuple(y.shape[2:]), 0
+    if is_dot and size == (1, 1):  # rows of a matrix: many at a time
         lane_step = LANES[level]
         x_strides[3], y_strides[3] = lane_step * x_strides[0], lane_step * y_strides[0]
         size = in_size = (1, -(-samples // lane_step))
-    tiles = tiling(level, channels, outputs, size, stride, taps)
-    program, values = weight.ordered(is_turned, groups, tiles)
+    tiles = tiling(level, channels, outputs, (size[0], size[1]), stride, taps)
     down, across = tiles.down.lines, tiles.across.lines
     numbers = [groups, channels, outputs, tiles.block, tiles.blocks, tiles.part, samples, lane_step]
     numbers += [x_strides[1], *x_strides[2:], x_strides[0], *in_size, y_strides[1], *y_strides[2:], y_strides[0], *size]
     numbers += [*stride, tiles.rows, tiles.columns, len(down), len(across), tiles.work]
-    plan, lines = (ctypes.c_int64 * len(numbers))(*numbers), (ctypes.c_int32 * (len(down) + len(across)))(*down, *across)
-    work = torch.empty(tiles.work * torch.get_num_threads())
-    after = ctypes.addressof(lines) + 4 * len(down)
-    given = (plan, lines, after, program.segments, program.offsets, values, work)
-    weight.pattern.kernels.call("sparse_multiply", torch.float32, x, 0 if bias is None else bias.contiguous(), out, *given)
+    return x, y, tiles, (longs(numbers), ints(down), ints(across))
+
+
+def _taps(kernel: Pair, pads: Pair, dilations: Pair) -> tuple[Pair, ...]:
+    return tuple((a * dilations[0] - pads[0], b * dilations[1] - pads[1]) for a in range(kernel[0]) for b in range(kernel[1]))
 
 
 def merged(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
