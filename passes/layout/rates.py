@@ -19,6 +19,7 @@ class Rates:
         sparse: MACs a second of the native kernels, counting those that are not left out; by product.
         kept: of grad-weight at kept positions. moved: bytes a second that a change of memory order reads or writes.
         passes_saved: how many times fewer a native norm reads or writes its tensor than PyTorch's, forward and backward.
+        started: seconds that a native product takes however small it is, beyond PyTorch's.
         margin: by how much native kernels must be faster to be chosen.
     """
 
@@ -29,6 +30,7 @@ class Rates:
     kept: float = 10e9
     moved: float = 4e9
     passes_saved: float = 5.0
+    started: float = 1e-4
     margin: float = 1.03
 
 
@@ -81,9 +83,10 @@ def _one(product: Product, rates: Rates, letter: str, native: bool) -> float:
     if native:
         lost = math.ceil(product.samples / LANES) * LANES / product.samples
         if letter != "w":
-            return lost * product.macs * product.weight / rates.sparse
+            return rates.started + lost * product.macs * product.weight / rates.sparse
         if product.masked:
-            return lost * product.macs * product.weight / rates.kept
-        return lost * product.macs * product.activation / rates.sparse_activation if product.activation < 1 else math.inf
+            return rates.started + lost * product.macs * product.weight / rates.kept
+        taken = lost * product.macs * product.activation / rates.sparse_activation
+        return rates.started + taken if product.activation < 1 else math.inf
     moved = product.x_bytes + product.y_bytes if letter == "f" else product.y_bytes + product.x_bytes
     return product.macs / _dense_rate(product, rates) + 2 * moved / rates.moved

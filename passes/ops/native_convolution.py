@@ -62,8 +62,8 @@ def forward(native: str, x: Tensor, w: Tensor, bias: Tensor | None, arguments: S
     """Return the convolution of x, batch innermost as the result is, with a weight of which many elements are 0."""
     geometry = Geometry.of(arguments)
     if "f" in native and (bias is None or bias.dtype == x.dtype):
-        return sparse_conv.conv_forward(x, index_weight(w), bias, *geometry.parts)
-    return as_innermost(owned(aten.convolution.default(reorder(x, CHANNELS_LAST), w, bias, *geometry.of_aten)))
+        return owned(sparse_conv.conv_forward(x, index_weight(w), bias, *geometry.parts))
+    return owned(as_innermost(aten.convolution.default(reorder(x, CHANNELS_LAST), w, bias, *geometry.of_aten)))
 
 
 def forward_like(x: Tensor, w: Tensor, arguments: Sequence[Any]) -> Tensor:

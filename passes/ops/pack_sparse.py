@@ -14,7 +14,7 @@ from .codes.groups import Rounding
 from .codes.layout import block_elements, blocks, dense, in_memory_order
 from .codes.masks import packed_size
 from .codes.scheme import Scheme, parse
-from .codes.tiles import TILES, pack, scheme_for, sizes
+from .codes.tiles import TILES, form, pack, scheme_for
 from .operator import operator
 
 NEAREST = -1
@@ -83,10 +83,9 @@ def _(
     expected = math.ceil(density * x.numel()) if isinstance(x.numel(), int) else 0
     samples = x.shape[0] if x.dim() and isinstance(x.shape[0], int) else 1
     if scheme.startswith(TILES):
-        tiles, lists = sizes(x.shape, scheme)
         count = dynamic_size(expected, samples)
-        bytes_ = 8 * tiles + 4 * tiles * lists + 2 * count
-        return x.new_empty(bytes_, dtype=torch.uint8), x.new_empty(count), x.new_empty((2, 0), dtype=torch.float32), kept
+        size = 4 * math.prod(form(x.shape, scheme)[1]) + 2 * count
+        return x.new_empty(size, dtype=torch.uint8), x.new_empty(count), x.new_empty((2, 0), dtype=torch.float32), kept
     read = parse(scheme)
     where = (
         dynamic_size((positions.digits_expected(x.numel(), expected) + 1) // 2, samples) if read.kind == "gaps" else packed_size(x.numel())

@@ -76,8 +76,8 @@ def is_innermost(tensor: Tensor) -> bool:
 
 def empty_innermost(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a new tensor (N, C, H, W), batch innermost, of another's dtype and device."""
-    n, *rest = shape
-    return like.new_empty((*rest, n)).permute(3, 0, 1, 2)
+    n, _, height, width = shape
+    return like.new_empty_strided(list(shape), [1, height * width * n, width * n, n])
 
 
 def as_innermost(tensor: Tensor) -> Tensor:

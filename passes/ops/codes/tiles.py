@@ -6,13 +6,14 @@ the CPU when the model runs is kept as KIND says, "gaps" or "bitmap".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...kernels.library import library
-from ...kernels.sparse_activation import SAMPLES, STRIPS, SparseActivation, pack_activation, tile_of
+from ...kernels.sparse_activation import CHUNK, SAMPLES, STRIPS, SparseActivation, pack_activation, tile_of
 from .layout import is_innermost
 from .scheme import of_sparse
 
@@ -32,23 +33,21 @@ def scheme_for(x: Tensor, scheme: str) -> str:
     return scheme if fits else of_sparse(scheme.rpartition(":")[2])
 
 
-def sizes(shape: Sequence[int], scheme: str) -> tuple[int, int]:
-    """The number of tiles of a tensor (N, C, H, W), and that of its lists in each with one more."""
+def form(shape: Sequence[int], scheme: str) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Rows and columns of a tile of a tensor (N, C, H, W), and the shape of its table of where lists start."""
     n, channels, height, width = shape
-    classes = _classes(scheme)
-    lists = channels * STRIPS * classes[0] * classes[1] + 1
-    if (height, width) == (1, 1):
-        blocks = -(-n // SAMPLES)
-        rows, columns = tile_of((1, blocks), classes)
-        return -(-1 // rows) * -(-blocks // columns), lists
-    rows, columns = tile_of((height, width), classes)
-    return -(-n // SAMPLES) * -(-height // rows) * -(-width // columns), lists
+    classes, groups = _classes(scheme), -(-n // SAMPLES)
+    single = (height, width) == (1, 1)
+    size = (1, groups) if single else (height, width)
+    tile = tile_of(size, classes)
+    tiles = (1 if single else groups) * -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    return tile, (tiles, -(-channels // CHUNK), CHUNK * STRIPS * classes[0] * classes[1] + 1)
 
 
 def pack(x: Tensor, threshold: float, scheme: str, density: float) -> tuple[Tensor, Tensor]:
     """Return the bytes and the values of those elements of x that reach the threshold."""
     made = pack_activation(x, threshold, _classes(scheme), density)
-    return torch.cat([item.reshape(-1).view(torch.uint8) for item in (made.bases, made.starts, made.positions)]), made.values
+    return torch.cat([item.reshape(-1).view(torch.uint8) for item in (made.starts, made.positions)]), made.values
 
 
 def unpack(where: Tensor, values: Tensor, shape: Sequence[int], scheme: str) -> SparseActivation:
@@ -56,15 +55,10 @@ def unpack(where: Tensor, values: Tensor, shape: Sequence[int], scheme: str) -> 
     kernels = library()
     assert kernels is not None
     n, channels, height, width = shape
-    tiles, lists = sizes(shape, scheme)
-    classes, ends = _classes(scheme), (8 * tiles, 8 * tiles + 4 * tiles * lists)
-    bases, starts, positions = where[: ends[0]], where[ends[0] : ends[1]], where[ends[1] :]
-    lane_step = SAMPLES if (height, width) == (1, 1) else 0
-    tile = tile_of((1, -(-n // SAMPLES)) if lane_step else (height, width), classes)
-    return SparseActivation(
-        kernels, (n, channels, height, width), tile, classes, lane_step,
-        bases.view(torch.int64), starts.view(torch.int32).view(tiles, lists), values, positions.view(torch.int16),
-    )  # fmt: skip
+    tile, starts = form(shape, scheme)
+    end, lane_step = 4 * math.prod(starts), SAMPLES if (height, width) == (1, 1) else 0
+    tables = where[:end].view(torch.int32).view(starts), values, where[end:].view(torch.int16)
+    return SparseActivation(kernels, (n, channels, height, width), tile, _classes(scheme), lane_step, *tables)
 
 
 def _classes(scheme: str) -> tuple[int, int]:
