@@ -104,9 +104,7 @@ def compile(
     add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(
-        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend
-    )
+    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend)
     label_sites(captured, names)
     stages = Trace() if trace else None
     results = rewriter.rewrite(captured, None if fuel is None else [fuel], stages)

@@ -193,7 +193,9 @@ class _RegionRewriter(Editor):
             given += defaults[len(given) : NATIVE]
             packed, strides = self._pack(node)
             if packed is not None and "w" in native:
-                scheme = of_tiles(strides, parse(given[SCHEME]).kind if not given[SCHEME].startswith(TILES) else given[SCHEME].rpartition(":")[2])
+                scheme = of_tiles(
+                    strides, parse(given[SCHEME]).kind if not given[SCHEME].startswith(TILES) else given[SCHEME].rpartition(":")[2]
+                )
                 packed.args = (*packed.args[:4], scheme, *packed.args[5:])
                 given[SCHEME] = scheme
             node.args = (*given[:NATIVE], native)
@@ -228,7 +230,10 @@ class _RegionRewriter(Editor):
         last, added, relu = node, None, False
         user = self._only_user(last)
         if user is not None and is_addition(user) and not (user.in_place and user.node.args[0] is not node):
-            last, added = user.node, next(x for x in user.node.args if x is not node) if user.node.args[0] is not user.node.args[1] else None
+            last, added = (
+                user.node,
+                next(x for x in user.node.args if x is not node) if user.node.args[0] is not user.node.args[1] else None,
+            )
             if added is None:
                 last = node
             user = self._only_user(last)

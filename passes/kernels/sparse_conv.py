@@ -56,7 +56,13 @@ def batch_innermost(shape: Sequence[int]) -> Tensor:
 
 
 def conv_forward(
-    x: Tensor, weight: SparseWeight, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
     """Return the convolution of x (N, C, *space), one or two dimensions of space, batch innermost as x should be."""
     out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation))
@@ -85,7 +91,9 @@ def conv_grad_input(
     grad, planes = _plane(grad), _plane(out)
     for top in range(min(strides[0], planes.shape[2])):
         for left in range(min(strides[1], planes.shape[3])):
-            found = [(top + pads[0] - a * dilations[0], left + pads[1] - b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])]
+            found = [
+                (top + pads[0] - a * dilations[0], left + pads[1] - b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])
+            ]
             taps = tuple((a // strides[0], b // strides[1]) if a % strides[0] == b % strides[1] == 0 else None for a, b in found)
             multiply(grad, weight, None, planes[:, :, top :: strides[0], left :: strides[1]], True, (1, 1), taps, groups)
     return out
@@ -106,7 +114,14 @@ def conv_grad_weight_kept(
 
 
 def multiply(
-    x: Tensor, weight: SparseWeight, bias: Tensor | None, out: Tensor, is_turned: bool, stride: Pair, taps: tuple[Pair | None, ...], groups: int
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    out: Tensor,
+    is_turned: bool,
+    stride: Pair,
+    taps: tuple[Pair | None, ...],
+    groups: int,
 ) -> None:
     """Store in `out` (N, C', H', W'), of any strides, the sum over channels and taps of the weight times x (N, C, H, W) there.
 

@@ -30,9 +30,7 @@ def axis(taps: tuple[int, ...], stride: int, count: int) -> Axis:
     """
     needed = sorted({(tap % stride, tap // stride + index) for tap in taps for index in range(count)})
     where = {line: index for index, line in enumerate(needed)}
-    return Axis(
-        tuple(position * stride + phase for phase, position in needed), tuple(where[tap % stride, tap // stride] for tap in taps)
-    )
+    return Axis(tuple(position * stride + phase for phase, position in needed), tuple(where[tap % stride, tap // stride] for tap in taps))
 
 
 @dataclass(frozen=True)
