@@ -80,7 +80,7 @@ def pack_activation(
     numbers = [shape[1], shape[0], lane_step, strides[1], *strides[2:], strides[0], *size, rows, columns, down, across, *classes]
     starts = torch.empty(tiles, -(-shape[1] // CHUNK), CHUNK * lists + 1, dtype=torch.int32)
     elements = rows * columns * SAMPLES
-    need = CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
+    need = 2 * CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
     total, work = ctypes.c_int64(), torch.empty(need * torch.get_num_threads())
     room = 0 if density is None else min(math.ceil(plane.numel() * density * 1.05) + SAMPLES, plane.numel())
     while True:
