@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .library import ints, longs
+from .sparse_activation import MOST_PIXELS, tile_of
 from .sparse_weight import LIMIT, SparseWeight, first_reason, takes_weight
 from .tiles import LANES, Tiling, tiling
 
@@ -33,7 +34,12 @@ def takes(
         (lambda: transposed, "it is transposed"),
         (lambda: w.dim() != x.dim() or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups != 0, "the shapes do not fit each other"),
         (lambda: x.numel() > LIMIT, "the input has more elements than 32-bit positions can tell apart"),
+        (lambda: min(out_shape(x.shape, w.shape, stride, padding, dilation)[2:]) < 1, "the kernel is larger than the input"),
         (lambda: math.prod(out_shape(x.shape, w.shape, stride, padding, dilation)) > LIMIT, "the result has too many elements"),
+        (
+            lambda: math.prod(tile_of(_last_two(x.shape[2:]), _last_two(stride))) > MOST_PIXELS,
+            "its strides are too long for 16-bit positions",
+        ),
     )
 
 
@@ -56,7 +62,13 @@ def batch_innermost(shape: Sequence[int]) -> Tensor:
 
 
 def conv_forward(
-    x: Tensor, weight: SparseWeight, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> Tensor:
     """Return the convolution of x (N, C, *space), one or two dimensions of space, batch innermost as x should be."""
     out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation))
@@ -83,7 +95,9 @@ def conv_grad_input(
     grad, planes = _plane(grad), _plane(out)
     for top in range(min(strides[0], planes.shape[2])):
         for left in range(min(strides[1], planes.shape[3])):
-            found = [(top + pads[0] - a * dilations[0], left + pads[1] - b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])]
+            found = [
+                (top + pads[0] - a * dilations[0], left + pads[1] - b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])
+            ]
             taps = tuple((a // strides[0], b // strides[1]) if a % strides[0] == b % strides[1] == 0 else None for a, b in found)
             multiply(grad, weight, None, planes[:, :, top :: strides[0], left :: strides[1]], True, (1, 1), taps, groups)
     return out
@@ -104,7 +118,14 @@ def conv_grad_weight_kept(
 
 
 def multiply(
-    x: Tensor, weight: SparseWeight, bias: Tensor | None, out: Tensor, is_turned: bool, stride: Pair, taps: tuple[Pair | None, ...], groups: int
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None,
+    out: Tensor,
+    is_turned: bool,
+    stride: Pair,
+    taps: tuple[Pair | None, ...],
+    groups: int,
 ) -> None:
     """Store in `out` (N, C', H', W'), of any strides, the sum over channels and taps of the weight times x (N, C, H, W) there.
 
@@ -170,6 +191,11 @@ def _follow(x: Tensor) -> bool:
 
 def _joined(x: Tensor) -> Tensor:
     return x.as_strided((x[:, 0].numel(), x.shape[1], 1, 1), (1, x.stride(1), 0, 0))
+
+
+def _last_two(sizes: Sequence[int]) -> Pair:
+    height, width = (1, *sizes)[-2:]
+    return height, width
 
 
 def _plane(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Linear layers with sparse weights, and the gradients of their weights, by native kernels.
 
-Rows are convolutions' samples with one pixel each. A tensor (..., in) has its features innermost in memory: the kernels turn it in blocks as they
-read and write it, which costs little next to a product of many outputs.
+Rows are convolutions' samples with one pixel each. A tensor (..., in) has its features innermost in memory: the kernels turn it in blocks
+as they read and write it, which costs little next to a product of many outputs.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ def axis(taps: tuple[int, ...], stride: int, count: int) -> Axis:
     """
     needed = sorted({(tap % stride, tap // stride + index) for tap in taps for index in range(count)})
     where = {line: index for index, line in enumerate(needed)}
-    return Axis(
-        tuple(position * stride + phase for phase, position in needed), tuple(where[tap % stride, tap // stride] for tap in taps)
-    )
+    return Axis(tuple(position * stride + phase for phase, position in needed), tuple(where[tap % stride, tap // stride] for tap in taps))
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,9 @@ def tiling(
     rows, columns = tile_size(size, min(room, PIXELS[len(taps) == 1]))
     lines = max(len(axis(tuple(tap[0] for tap in taps if tap), stride[0], rows).lines), 1)
     lines *= max(len(axis(tuple(tap[1] for tap in taps if tap), stride[1], columns).lines), 1)
-    block = max(1, min(channels, BUFFER // (4 * lanes * lines)))
-    block = -(-channels // -(-channels // block))
-    part = max(1, min(outputs, SUMS // (4 * lanes * rows * columns)))
-    return Tiling(lanes, rows, columns, channels, block, -(-outputs // -(-outputs // part)), stride, taps)
+    block = even(max(channels, 1), max(1, BUFFER // (4 * lanes * lines)))
+    part = even(outputs, max(1, SUMS // (4 * lanes * rows * columns)))
+    return Tiling(lanes, rows, columns, channels, block, part, stride, taps)
 
 
 def tile_size(size: tuple[int, int], room: int) -> tuple[int, int]:
