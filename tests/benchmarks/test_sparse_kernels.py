@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import pytest
@@ -72,39 +73,65 @@ def bound_of(x: Tensor, sparsity: float) -> float:
     return float(x.flatten()[:200_000].abs().quantile(sparsity))
 
 
+def of_layer(what: str, channels: int, outputs: int, kernel: int, size: int, stride: int) -> tuple[float, list[float]]:
+    """Measures one product of a convolution."""
+    geometry = ((stride, stride), (kernel // 2, kernel // 2), (1, 1), 1)
+    x, w = torch.randn(BATCH, channels, size, size), torch.randn(outputs, channels, kernel, kernel) / (channels * kernel) ** 0.5
+    g = torch.randn_like(F.conv2d(x, w, None, *geometry))
+    x_inner, g_inner = batch_innermost(x.shape).copy_(x), batch_innermost(g.shape).copy_(g)
+    orders = [[item.to(memory_format=order) for item in (x, w, g)] for order in (torch.contiguous_format, torch.channels_last)]
+
+    def backward(x: Tensor, w: Tensor, g: Tensor) -> object:
+        mask = [what == "grad-input", what != "grad-input", False]
+        return torch.ops.aten.convolution_backward(g, x, w, None, *geometry[:3], False, (0, 0), 1, mask)
+
+    def forward(x: Tensor, w: Tensor, g: Tensor) -> object:
+        return F.conv2d(x, w, None, *geometry)
+
+    def sparse(sparsity: float) -> Callable[[], object]:
+        bound = bound_of(x, sparsity)
+        if what == "pack":
+            return lambda: pack_activation(x_inner, bound, (stride, stride), 1 - sparsity)
+        if what == "grad-weight":
+            packed = pack_activation(x_inner, bound, (stride, stride))
+            return lambda: conv_grad_weight(g_inner, packed, w.shape, *geometry)
+        weight = index_weight(thin(w, sparsity))
+        if what == "forward":
+            return lambda: conv_forward(x_inner, weight, None, *geometry)
+        if what == "grad-input":
+            return lambda: conv_grad_input(g_inner, weight, x.shape, *geometry)
+        return lambda: conv_grad_weight_kept(x_inner, g_inner, weight, *geometry)
+
+    dense = forward if what in ("forward", "pack") else backward
+    return ratios([partial(dense, *order) for order in orders], [sparse(sparsity) for sparsity in SPARSITIES])
+
+
+def of_linear(what: str, rows: int, features: int, outputs: int) -> tuple[float, list[float]]:
+    """Measures one product of a linear layer."""
+    x, w, g = torch.randn(rows, features), torch.randn(outputs, features) / features**0.5, torch.randn(rows, outputs)
+    dense: dict[str, Callable[[], object]] = {"forward": lambda: x @ w.t(), "grad-input": lambda: g @ w}
+
+    def sparse(sparsity: float) -> Callable[[], object]:
+        if what == "grad-weight":
+            packed = sparse_linear.pack_activation(x, bound_of(x, sparsity))
+            return lambda: sparse_linear.linear_grad_weight(g, packed, w.shape)
+        weight = index_weight(thin(w, sparsity))
+        if what == "forward":
+            return lambda: sparse_linear.linear_forward(x, weight, None)
+        if what == "grad-input":
+            return lambda: sparse_linear.linear_grad_input(g, weight)
+        return lambda: sparse_linear.linear_grad_weight_kept(x, g, weight)
+
+    return ratios([dense.get(what, lambda: g.t() @ x)], [sparse(sparsity) for sparsity in SPARSITIES], rounds=15)
+
+
 @pytest.mark.parametrize("what", ["forward", "grad-input", "grad-weight", "grad-weight-kept", "pack"])
 def test_layers_of_resnet_50(what: str) -> None:
+    """Against the dense product; packing against the dense forward one."""
     title(f"{what}, batch {BATCH}")
     totals = [0.0] * (1 + len(SPARSITIES))
     for channels, outputs, kernel, size, stride in LAYERS:
-        geometry = ((stride, stride), (kernel // 2, kernel // 2), (1, 1), 1)
-        x, w = torch.randn(BATCH, channels, size, size), torch.randn(outputs, channels, kernel, kernel) / (channels * kernel) ** 0.5
-        y = F.conv2d(x, w, None, *geometry)
-        g = torch.randn_like(y)
-        inner, g_inner = batch_innermost(x.shape).copy_(x), batch_innermost(g.shape).copy_(g)
-        pairs = [[item.to(memory_format=order) for item in (x, w, g)] for order in (torch.contiguous_format, torch.channels_last)]
-        weights = [index_weight(thin(w, sparsity)) for sparsity in SPARSITIES]
-        bounds = [bound_of(x, sparsity) for sparsity in SPARSITIES]
-        packed = [pack_activation(inner, bound, (stride, stride)) for bound in bounds]
-        dense: list[Callable[[], object]] = []
-        for a, b, c in pairs:
-            if what in ("forward", "pack"):
-                dense.append(lambda a=a, b=b: F.conv2d(a, b, None, *geometry))  # type: ignore[misc]
-            else:
-                mask = [what == "grad-input", what != "grad-input", False]
-                rest = (None, *geometry[:3], False, (0, 0), 1, mask)
-                dense.append(lambda a=a, b=b, c=c, rest=rest: torch.ops.aten.convolution_backward(c, a, b, *rest))  # type: ignore[misc]
-        sparse: dict[str, list[Callable[[], object]]] = {
-            "forward": [lambda s=s: conv_forward(inner, s, None, *geometry) for s in weights],  # type: ignore[misc]
-            "grad-input": [lambda s=s: conv_grad_input(g_inner, s, x.shape, *geometry) for s in weights],  # type: ignore[misc]
-            "grad-weight": [lambda p=p: conv_grad_weight(g_inner, p, w.shape, *geometry) for p in packed],  # type: ignore[misc]
-            "grad-weight-kept": [lambda s=s: conv_grad_weight_kept(inner, g_inner, s, *geometry) for s in weights],  # type: ignore[misc]
-            "pack": [
-                lambda b=b, s=s: pack_activation(inner, b, (stride, stride), 1 - s)  # type: ignore[misc]
-                for b, s in zip(bounds, SPARSITIES, strict=True)
-            ],
-        }
-        best, found = ratios(dense, sparse[what])
+        best, found = of_layer(what, channels, outputs, kernel, size, stride)
         print(line(f"{kernel}x{kernel} {channels}->{outputs}, {size}x{size}, stride {stride}", best, found), flush=True)
         totals[0] += best
         for index, ratio in enumerate(found):
@@ -116,15 +143,4 @@ def test_layers_of_resnet_50(what: str) -> None:
 def test_linear_layers(what: str) -> None:
     title(what)
     for rows, features, outputs in LINEAR:
-        x, w, g = torch.randn(rows, features), torch.randn(outputs, features) / features**0.5, torch.randn(rows, outputs)
-        weights = [index_weight(thin(w, sparsity)) for sparsity in SPARSITIES]
-        packed = [sparse_linear.pack_activation(x, bound_of(x, sparsity)) for sparsity in SPARSITIES]
-        dense: dict[str, Callable[[], object]] = {"forward": lambda: x @ w.t(), "grad-input": lambda: g @ w}  # noqa: B023
-        sparse: dict[str, list[Callable[[], object]]] = {
-            "forward": [lambda s=s: sparse_linear.linear_forward(x, s, None) for s in weights],  # type: ignore[misc]
-            "grad-input": [lambda s=s: sparse_linear.linear_grad_input(g, s) for s in weights],  # type: ignore[misc]
-            "grad-weight": [lambda p=p: sparse_linear.linear_grad_weight(g, p, w.shape) for p in packed],  # type: ignore[misc]
-            "grad-weight-kept": [lambda s=s: sparse_linear.linear_grad_weight_kept(x, g, s) for s in weights],  # type: ignore[misc]
-        }
-        best, found = ratios([dense.get(what, lambda: g.t() @ x)], sparse[what], rounds=15)  # noqa: B023
-        print(line(f"{rows} x {features} -> {outputs}", best, found), flush=True)
+        print(line(f"{rows} x {features} -> {outputs}", *of_linear(what, rows, features, outputs)), flush=True)
