@@ -1,4 +1,4 @@
-"""Sparse activations: the elements that reach a threshold, and the gradient of a convolution's weight from them (sparse_pack.h, sparse_grad.h)."""
+"""Sparse activations, and the gradient of a convolution's weight from them, by native kernels (sparse_pack.h, sparse_grad.h)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .tiles import LANES, ROOM, axis, even
 SAMPLES, STRIP, STRIPS, CHUNK = 16, 4, 4, 32  # of a tile; see sparse_pack.h
 MOST_TAPS = 9  # that are summed at a time
 PIXELS = 56  # of a tile: enough for lists of some length, few enough for the gradient of a tile to stay in a first-level cache
+MOST_PIXELS = 2**16 // SAMPLES  # of a tile, whose positions are 16-bit numbers
 PART_BYTES = 512 << 10  # of sums that a thread works on: a share of a second-level cache
 
 
@@ -61,11 +62,13 @@ def pack_activation(
     `stride` must be a multiple of that of the convolutions that the activation is for. `density`, the share that is expected to be kept,
     tells how much room to make; without it, or where it is wrong, the elements are counted first. Samples are best innermost in memory.
 
-    Raises: RuntimeError without native kernels.
+    Raises: ValueError for a type other than float32 and for strides too long for 16-bit positions; RuntimeError without native kernels.
     """
     kernels = kernels or library()
     if kernels is None:
         raise RuntimeError("the native kernels were not built: install fxsparse where there is a C compiler")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ValueError(f"a sparse activation is made of float32 on the CPU, got {x.dtype} on {x.device}")
     x = x.detach()
     plane = x if x.dim() == 4 else x.unsqueeze(2) if x.dim() == 3 else x[:, :, None, None]
     shape = plane.shape[0], plane.shape[1], plane.shape[2], plane.shape[3]
@@ -74,13 +77,15 @@ def pack_activation(
     if size == (1, 1):
         lane_step, size = SAMPLES, (1, -(-shape[0] // SAMPLES))
         strides[3] = SAMPLES * strides[0]
-    rows, columns = tile_of(size, (classes[0], classes[1]))
+    rows, columns = tile_of((size[0], size[1]), (classes[0], classes[1]))
+    if rows * columns > MOST_PIXELS:
+        raise ValueError(f"strides of {list(stride)} are too long for a sparse activation")
     down, across = -(-size[0] // rows), -(-size[1] // columns)
     tiles, lists = (1 if lane_step else -(-shape[0] // SAMPLES)) * down * across, STRIPS * classes[0] * classes[1]
     numbers = [shape[1], shape[0], lane_step, strides[1], *strides[2:], strides[0], *size, rows, columns, down, across, *classes]
     starts = torch.empty(tiles, -(-shape[1] // CHUNK), CHUNK * lists + 1, dtype=torch.int32)
     elements = rows * columns * SAMPLES
-    need = CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
+    need = 2 * CHUNK * elements + 2 * (elements + SAMPLES) + (CHUNK * elements + SAMPLES) // 2 + SAMPLES
     total, work = ctypes.c_int64(), torch.empty(need * torch.get_num_threads())
     room = 0 if density is None else min(math.ceil(plane.numel() * density * 1.05) + SAMPLES, plane.numel())
     while True:
@@ -153,7 +158,9 @@ def grad_weight(
         strides[3], g_size = lane_step * strides[0], size
     # A pixel of remainder a reaches result a // stride further: e for each class and tap, None where they do not meet.
     found = [[_meet(k // ca, k % ca, tap, stride) for tap in taps] for k in range(cd * ca)]
-    runs, numbers, ends = [], [], []
+    runs: list[list[int]] = []
+    numbers: list[int] = []
+    ends: list[tuple[int, int]] = []
     for k in range(cd * ca):
         if runs and found[k] == found[runs[-1][0]]:
             runs[-1][1] = k + 1

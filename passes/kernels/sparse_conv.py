@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .library import ints, longs
+from .sparse_activation import MOST_PIXELS, tile_of
 from .sparse_weight import LIMIT, SparseWeight, first_reason, takes_weight
 from .tiles import LANES, Tiling, tiling
 
@@ -33,7 +34,12 @@ def takes(
         (lambda: transposed, "it is transposed"),
         (lambda: w.dim() != x.dim() or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups != 0, "the shapes do not fit each other"),
         (lambda: x.numel() > LIMIT, "the input has more elements than 32-bit positions can tell apart"),
+        (lambda: min(out_shape(x.shape, w.shape, stride, padding, dilation)[2:]) < 1, "the kernel is larger than the input"),
         (lambda: math.prod(out_shape(x.shape, w.shape, stride, padding, dilation)) > LIMIT, "the result has too many elements"),
+        (
+            lambda: math.prod(tile_of(_last_two(x.shape[2:]), _last_two(stride))) > MOST_PIXELS,
+            "its strides are too long for 16-bit positions",
+        ),
     )
 
 
@@ -187,6 +193,11 @@ def _follow(x: Tensor) -> bool:
 
 def _joined(x: Tensor) -> Tensor:
     return x.as_strided((x[:, 0].numel(), x.shape[1], 1, 1), (1, x.stride(1), 0, 0))
+
+
+def _last_two(sizes: Sequence[int]) -> Pair:
+    height, width = (1, *sizes)[-2:]
+    return height, width
 
 
 def _plane(x: Tensor) -> Tensor:

@@ -44,6 +44,15 @@ static void (*const CORRELATE[MOST_ROWS + 1][ROOM + 1])(const job_t *, float *) 
 
 /* Packs the gradients of a tile, output channel by output channel. */
 static void pack_gradient(const plan_t *p, const tile_t *t, const float *restrict g, float *restrict packed) {
+    const int64_t size = t->rows * t->columns * LANES;
+    if (p->y_channel == 1 && p->y_sample != 1) { /* channels are innermost */
+        for (int64_t r = 0; r < t->rows; r++)
+            for (int64_t q = 0; q < t->columns; q++, packed += LANES)
+                for (int64_t o = 0; o < t->outputs; o += LANES)
+                    turn_in(g + o + r * p->y_row + q * p->y_column, p->y_sample, p->samples - t->sample - (t->column + q) * p->lane_step,
+                            t->outputs - o, packed + o * size, size);
+        return;
+    }
     for (int64_t o = 0; o < t->outputs; o++)
         for (int64_t r = 0; r < t->rows; r++)
             for (int64_t q = 0; q < t->columns; q++, packed += LANES)

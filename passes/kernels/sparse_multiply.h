@@ -69,6 +69,15 @@ static void (*const MULTIPLY[MOST_ROWS + 1][ROOM + 1])(const job_t *) = {ALL_SIZ
 
 /* Stores the sums of a tile where whole vectors would not fit. */
 static void spread_tile(const plan_t *p, const tile_t *t, const float *restrict sums, float *restrict y) {
+    const int64_t size = t->rows * t->columns * LANES;
+    if (p->y_channel == 1 && p->y_sample != 1) { /* channels are innermost */
+        for (int64_t r = 0; r < t->rows; r++)
+            for (int64_t q = 0; q < t->columns; q++, sums += LANES)
+                for (int64_t o = 0; o < t->outputs; o += LANES)
+                    turn_out(sums + o * size, size, p->samples - t->sample - (t->column + q) * p->lane_step, t->outputs - o,
+                             y + o + r * p->y_row + q * p->y_column, p->y_sample);
+        return;
+    }
     for (int64_t o = 0; o < t->outputs; o++)
         for (int64_t r = 0; r < t->rows; r++)
             for (int64_t q = 0; q < t->columns; q++, sums += LANES)

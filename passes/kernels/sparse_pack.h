@@ -92,6 +92,25 @@ INLINE int64_t pack_channel(const pack_t *p, const float *x, float threshold, in
     return total;
 }
 
+/* Copies the pixels of a tile and `channels` channels to (channels, rows, columns, SAMPLES) where channels are innermost in memory, and
+ * describes the copy. */
+INLINE pack_t turn_chunk(const pack_t *p, const float *x, int64_t sample, int64_t top, int64_t left, int64_t channels, float *copy) {
+    pack_t found = *p;
+    found.samples = SAMPLES, found.lane_step = 0;
+    found.in_rows = least(p->rows, p->in_rows - top), found.in_columns = least(p->columns, p->in_columns - left);
+    found.x_sample = 1, found.x_column = SAMPLES, found.x_row = p->columns * SAMPLES, found.x_channel = p->rows * found.x_row;
+    for (int64_t row = 0; row < found.in_rows; row++)
+        for (int64_t column = 0; column < found.in_columns; column++) {
+            const float *from = x + (top + row) * p->x_row + (left + column) * p->x_column + sample * p->x_sample;
+            const int64_t samples = p->samples - sample - (left + column) * p->lane_step;
+            for (int64_t c = 0; c < channels; c += LANES)
+                for (int64_t first = 0; first < SAMPLES; first += LANES)
+                    turn_in(from + (first < samples ? first * p->x_sample : 0) + c, p->x_sample, samples - first, channels - c,
+                            copy + c * found.x_channel + row * found.x_row + column * SAMPLES + first, found.x_channel);
+        }
+    return found;
+}
+
 /* Stores the entries of x, in `starts` where each list starts (tiles, chunks of CHUNK channels, channels, STRIPS, classes; one more for each
  * chunk says where its last list ends), and in `total` how many there are; if that is more than `capacity`, not all of them are stored.
  * The lists of a chunk follow each other. Work: `room` floats for each thread. */
@@ -108,7 +127,8 @@ EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p
         packed += omp_get_thread_num() * room;
 #endif
         float *spare = packed + CHUNK * elements;
-        uint16_t *places = (uint16_t *)(void *)(spare + 2 * (elements + SAMPLES));
+        float *turned = spare + 2 * (elements + SAMPLES);
+        uint16_t *places = (uint16_t *)(void *)(turned + CHUNK * elements);
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < tiles * chunks; index++) {
             const int64_t chunk = index / tiles, tile = index % tiles, channels = least(CHUNK, p->channels - chunk * CHUNK);
@@ -117,8 +137,15 @@ EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p
             const float *from = x + chunk * CHUNK * p->x_channel;
             int32_t *own = starts + (tile * chunks + chunk) * (CHUNK * lists + 1);
             int64_t size = 0, base;
+            pack_t as = *p;
+            const int is_turned = p->x_channel == 1 && p->x_sample != 1;
+            if (is_turned) {
+                as = turn_chunk(p, from, sample, top, left, channels, turned);
+                from = turned;
+            }
+            const int64_t first = is_turned ? 0 : sample, row = is_turned ? 0 : top, column = is_turned ? 0 : left;
             for (int64_t c = 0; c < channels; c++)
-                size += pack_channel(p, from + c * p->x_channel, threshold, sample, top, left, spare, own + c * lists, packed + size, places + size);
+                size += pack_channel(&as, from + c * as.x_channel, threshold, first, row, column, spare, own + c * lists, packed + size, places + size);
 #pragma omp atomic capture
             {
                 base = used;

@@ -62,12 +62,32 @@ INLINE void find_lines(const plan_t *p, const tile_t *t, const int32_t *down, co
     }
 }
 
+/* Packs lines where channels are innermost in memory. */
+static void pack_turned(const plan_t *p, const tile_t *t, const float *restrict x, lines_t lines, int64_t channels, float *restrict buffer) {
+    const int64_t size = p->lines_down * p->lines_across * LANES;
+    for (int64_t i = 0; i < p->lines_down; i++)
+        for (int64_t j = 0; j < p->lines_across; j++, buffer += LANES) {
+            const int is_outside = lines.rows[i] == OUTSIDE || lines.columns[j] == OUTSIDE;
+            const int64_t samples = p->samples - t->sample - (t->column + j) * p->lane_step;
+            for (int64_t c = 0; c < channels; c += LANES) {
+                if (!is_outside)
+                    turn_in(x + lines.rows[i] + lines.columns[j] + c, p->x_sample, samples, channels - c, buffer + c * size, size);
+                else
+                    for (int64_t k = c; k < least(c + LANES, channels); k++) store(buffer + k * size, splat(0.0f));
+            }
+        }
+}
+
 /* Packs the lines of `channels` channels from `channel` on; the lanes of samples that do not exist are 0. */
 static void pack_tile(const plan_t *p, const tile_t *t, const float *restrict x, lines_t lines, int64_t channel, int64_t channels,
                       float *restrict buffer) {
     const int64_t width = p->lines_across, left = p->samples - t->sample;
     const int is_whole = p->x_sample == 1 && left - (t->column + t->columns - 1) * p->lane_step >= LANES;
     x += (t->group * p->channels + channel) * p->x_channel + t->sample * p->x_sample;
+    if (p->x_channel == 1 && p->x_sample != 1) {
+        pack_turned(p, t, x, lines, channels, buffer);
+        return;
+    }
     for (int64_t c = 0; c < channels; c++, x += p->x_channel)
         for (int64_t i = 0; i < p->lines_down; i++, buffer += width * LANES) {
             if (lines.rows[i] == OUTSIDE) {

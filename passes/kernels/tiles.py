@@ -90,10 +90,9 @@ def tiling(
     rows, columns = tile_size(size, min(room, PIXELS[len(taps) == 1]))
     lines = max(len(axis(tuple(tap[0] for tap in taps if tap), stride[0], rows).lines), 1)
     lines *= max(len(axis(tuple(tap[1] for tap in taps if tap), stride[1], columns).lines), 1)
-    block = max(1, min(channels, BUFFER // (4 * lanes * lines)))
-    block = -(-channels // -(-channels // block))
-    part = max(1, min(outputs, SUMS // (4 * lanes * rows * columns)))
-    return Tiling(lanes, rows, columns, channels, block, -(-outputs // -(-outputs // part)), stride, taps)
+    block = even(max(channels, 1), max(1, BUFFER // (4 * lanes * lines)))
+    part = even(outputs, max(1, SUMS // (4 * lanes * rows * columns)))
+    return Tiling(lanes, rows, columns, channels, block, part, stride, taps)
 
 
 def tile_size(size: tuple[int, int], room: int) -> tuple[int, int]:

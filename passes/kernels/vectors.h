@@ -64,4 +64,41 @@ INLINE void turn_square(vec square[LANES]) {
     }
 }
 
+/* Up to LANES samples, `step` apart, of up to LANES channels that follow each other: turned, so that samples are lanes, 0 in those that do not
+ * exist, and channels are `to_step` apart. */
+INLINE void turn_in(const float *restrict from, int64_t step, int64_t samples, int64_t channels, float *restrict to, int64_t to_step) {
+    vec square[LANES];
+    if (channels >= LANES && samples >= LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) square[i] = load(from + i * step);
+    } else {
+        for (int i = 0; i < LANES; i++) {
+            float line[LANES];
+            gather_line(from + (i < samples ? i * step : 0), 1, i < samples ? channels : 0, line);
+            square[i] = load(line);
+        }
+    }
+    turn_square(square);
+    if (channels >= LANES) {
+        UNROLL for (int i = 0; i < LANES; i++) store(to + i * to_step, square[i]);
+    } else {
+        for (int i = 0; i < channels; i++) store(to + i * to_step, square[i]);
+    }
+}
+
+/* The other way. */
+INLINE void turn_out(const float *restrict from, int64_t from_step, int64_t samples, int64_t channels, float *restrict to, int64_t step) {
+    vec square[LANES];
+    for (int i = 0; i < LANES; i++) square[i] = i < channels ? load(from + i * from_step) : splat(0.0f);
+    turn_square(square);
+    for (int i = 0; i < LANES && i < samples; i++) {
+        if (channels >= LANES) {
+            store(to + i * step, square[i]);
+            continue;
+        }
+        float line[LANES];
+        store(line, square[i]);
+        scatter_line(line, 1, channels, to + i * step);
+    }
+}
+
 #endif
