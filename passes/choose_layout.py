@@ -34,8 +34,7 @@ from .layout.rates import PRODUCTS, Product, Rates
 from .layout.regions import Region, find_regions
 from .masks.specs import MaskSpec
 from .ops import OPS
-from .ops.codes.scheme import parse
-from .ops.codes.tiles import TILES, of_tiles
+from .ops.codes.tiles import of_tiles
 from .saving.edit import Editor
 from .saving.functions import update_running
 from .saving.places import site_of
@@ -188,14 +187,12 @@ class _RegionRewriter(Editor):
     def _conv(self, node: fx.Node) -> fx.Node:
         native, facts = self.region.native[node], self.region.parts[node].facts
         if node.target is OPS.swat_convolution.default:
-            given = list(node.args)
+            given: list[Any] = list(node.args)
             defaults = [argument.default_value for argument in node.target._schema.arguments]
             given += defaults[len(given) : NATIVE]
             packed, strides = self._pack(node)
             if packed is not None and "w" in native:
-                scheme = of_tiles(
-                    strides, parse(given[SCHEME]).kind if not given[SCHEME].startswith(TILES) else given[SCHEME].rpartition(":")[2]
-                )
+                scheme = of_tiles(strides, "gaps" if "gaps" in given[SCHEME] else "bitmap")
                 packed.args = (*packed.args[:4], scheme, *packed.args[5:])
                 given[SCHEME] = scheme
             node.args = (*given[:NATIVE], native)
@@ -216,8 +213,8 @@ class _RegionRewriter(Editor):
         pack = first.args[0] if first.target is operator.getitem else None
         if pack is None or pack.target is not OPS.pack_sparse.default:
             return None, []
-        readers = readers_of(pack)
-        return pack, [math.lcm(*(reader.args[4][axis] for reader in readers)) for axis in (0, 1)]  # type: ignore[index]
+        strides: list[Any] = [reader.args[4] for reader in readers_of(pack)]
+        return pack, [math.lcm(*(stride[axis] for stride in strides)) for axis in (0, 1)]
 
     def _norms(self) -> None:
         for node, part in list(self.region.parts.items()):
@@ -284,10 +281,10 @@ class _RegionRewriter(Editor):
                 out = self.item(made, 0)
             self.replace(node, out)
         elif part.kind == "pool":
-            x = part.inputs[0] if not node.args else node.args[0]
+            source: Any = node.args[0] if node.args else node.kwargs["input"]
             with self.make.before(node):
-                swapped = self.make.function(swap_samples, x)
-            node.replace_input_with(x, swapped)
+                swapped = self.make.function(swap_samples, source)
+            node.replace_input_with(source, swapped)
             with self.make.before(node.next):
                 out = self.make.function(swap_samples, node)
             out.meta["val"] = value(node)

@@ -96,7 +96,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask = [ctx.needs_input_grad[X], ctx.needs_input_grad[W_HAT], ctx.needs_input_grad[BIAS]]
     if ctx.native:
         kept, w_hat = ctx.operands.kept(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)
-        gx, gw = native_gradients(grad, kept, w_hat, ctx.operands.x.shape, ctx.operands.w_shape, ctx.geometry, ctx.native)
+        gx, gw = native_gradients(grad, kept, w_hat, (ctx.operands.x.shape, ctx.operands.w_shape), ctx.geometry, ctx.native)
         grad_bias = grad.sum((0, 2, 3)) if mask[2] else None
         return (gx, None, gw, grad_bias, *(None,) * (ctx.arguments - 4))
     a_hat, w_hat = ctx.operands.a_hat(ctx.saved_tensors), ctx.operands.w_hat(ctx.saved_tensors)

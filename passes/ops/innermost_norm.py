@@ -125,8 +125,8 @@ def innermost_norm_backward(
     kernels = kernels_of(x, weight, bias)
     if kernels is not None:
         tables, bits = (_table(weight), _table(bias)), mask if mask.numel() else None
-        out, added, *sums = native.norm_backward(kernels, as_innermost(grad), x, bits, tables, mean, invstd, training, relu, with_added)
-        return out, x.new_empty(0) if added is None else added, *sums
+        out, added, gw, gb = native.norm_backward(kernels, as_innermost(grad), x, bits, tables, mean, invstd, training, relu, with_added)
+        return out, x.new_empty(0) if added is None else added, gw, gb
     return _reference_backward(grad, x, mask, weight, mean, invstd, training, relu, with_added)
 
 

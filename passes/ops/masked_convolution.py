@@ -80,7 +80,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, w, mask, growing = ctx.saved_tensors
     wanted = [w is not None, x is not None, ctx.needs_input_grad[BIAS]]
     if ctx.native:
-        gx, gw = native_gradients(grad, (x, None, None, EXACT), w, *ctx.shapes, ctx.arguments, ctx.native, mask, growing)
+        gx, gw = native_gradients(grad, (x, None, None, EXACT), w, ctx.shapes, ctx.arguments, ctx.native, mask, growing)
         gb = grad.sum((0, 2, 3)) if wanted[2] else None
     else:
         given = (grad.new_empty(1).expand(shape) if item is None else item for item, shape in zip((x, w), ctx.shapes, strict=True))

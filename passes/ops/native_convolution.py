@@ -90,10 +90,10 @@ def native_convolution_backward(
     kept: Tensor | None,
     growing: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x, batch innermost, of a convolution that ``forward`` computed, and of its weight; each empty if not asked for.
+    """Return the gradients of x, batch innermost, and of the weight of a convolution by ``forward``; each empty if not asked for.
 
-    The gradient of x is asked for by giving the weight, that of the weight by giving x or what is kept of it, in `scheme`. With `kept` (bool, of the
-    weight's shape), the gradient of the weight is 0 where it is false, but while `growing`, a 0-dim bool CPU tensor, is true.
+    The gradient of x is asked for by giving the weight, that of the weight by giving x or what is kept of it, in `scheme`. With
+    `kept` (bool, of the weight's shape), the weight's is 0 where it is false, but while `growing`, a 0-dim bool CPU tensor, is true.
     """
     if kept is not None and growing is not None and bool(growing.item()):
         native = native.replace("w", "")
@@ -146,8 +146,7 @@ def native_gradients(
     grad: Tensor,
     kept_of_x: tuple[Tensor | None, Tensor | None, Tensor | None, str],
     w: Tensor | None,
-    x_shape: Sequence[int],
-    w_shape: Sequence[int],
+    shapes: tuple[Sequence[int], Sequence[int]],
     arguments: Sequence[Any],
     native: str,
     kept: Tensor | None = None,
@@ -157,6 +156,6 @@ def native_gradients(
 
     `kept_of_x`: x itself, or where its elements stand, their values, and the scheme.
     """
-    geometry = Geometry.of(arguments)
+    geometry, (x_shape, w_shape) = Geometry.of(arguments), shapes
     gx, gw = native_convolution_backward(grad, *kept_of_x, w, list(x_shape), list(w_shape), *geometry.parts, native, kept, growing)
     return None if w is None else gx, None if kept_of_x[0] is None and kept_of_x[1] is None else gw

@@ -52,7 +52,7 @@ class SparseOperands:
         return activation[0] if self.split == 1 else self.x.restore(activation[0], activation[2], self.scheme, values=activation[1])
 
     def kept(self, saved: Sequence[Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None, str]:
-        """The sparse activation itself, or where its elements stand, their values and the scheme, for native kernels; None if not needed."""
+        """The sparse activation itself, or where its elements stand, their values and the scheme, as native kernels want it."""
         if self.split > 1 and self.scheme.startswith(TILES):
             return None, saved[0], saved[1], self.scheme
         return self.a_hat(saved), None, None, EXACT
