@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fxsparse.passes.ops
 from fxsparse.passes.kernels.library import library
 from fxsparse.passes.ops.codes.layout import as_innermost, is_innermost
 from fxsparse.passes.ops.codes.tiles import of_tiles, scheme_for, unpack
@@ -46,7 +45,11 @@ def needs_grad(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(SIZES, st.sampled_from(["contiguous", "channels_last", "innermost", "transposed"]), st.sampled_from(["innermost", "contiguous", "channels_last"]))
+@given(
+    SIZES,
+    st.sampled_from(["contiguous", "channels_last", "innermost", "transposed"]),
+    st.sampled_from(["innermost", "contiguous", "channels_last"]),
+)
 def test_reorder_changes_strides_alone(size: tuple[int, ...], source: str, order: str) -> None:
     x = randn(*size, seed=1)
     x = {"contiguous": x, "channels_last": x.to(memory_format=torch.channels_last), "innermost": innermost(x)}.get(
@@ -55,7 +58,11 @@ def test_reorder_changes_strides_alone(size: tuple[int, ...], source: str, order
     x.requires_grad_()
     out = ops.reorder(x, order)
     assert torch.equal(out, x)
-    expected = is_innermost if order == "innermost" else lambda t: t.is_contiguous(memory_format=getattr(torch, f"{order}_format", torch.channels_last))
+    expected = (
+        is_innermost
+        if order == "innermost"
+        else lambda t: t.is_contiguous(memory_format=getattr(torch, f"{order}_format", torch.channels_last))
+    )
     assert expected(out)
     out.backward(torch.ones_like(out))
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
@@ -87,7 +94,7 @@ def test_norm(size: tuple[int, ...], seed: int, relu: bool, residual: bool, affi
         else:
             y = F.batch_norm(leaves[0], mean, var, *leaves[2:], training, 0.1, 1e-5)  # type: ignore[arg-type]
             y = y if leaves[1] is None else y + leaves[1]
-            y, after = torch.relu(y) if relu else y, [t for t in (mean, var)]
+            y, after = torch.relu(y) if relu else y, [mean, var]
         decided = y.detach()
         y.backward(change(grad))
         results.append([decided, *(t for t in after if t is not None and t.numel()), *(t.grad for t in leaves if t is not None)])  # type: ignore[union-attr]
@@ -136,7 +143,8 @@ def test_norm_refuses_a_second_derivative() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(2, 70), st.integers(1, 4), st.integers(5, 12), st.integers(5, 12)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 2), st.booleans(), SEEDS,
+    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 2), st.booleans(),
+    SEEDS,
 )  # fmt: skip
 def test_max_pool(size: Any, kernel: Any, stride: Any, dilation: int, ceil_mode: bool, seed: int) -> None:
     x = randn(*size, seed=seed)
@@ -144,7 +152,8 @@ def test_max_pool(size: Any, kernel: Any, stride: Any, dilation: int, ceil_mode:
     given_x, plain = innermost(x).requires_grad_(), x.clone().requires_grad_()
     y, places = ops.innermost_max_pool(given_x, *window)
     expected = F.max_pool2d(plain, *window)
-    assert is_innermost(y) and places.dtype == torch.uint8
+    assert is_innermost(y)
+    assert places.dtype == torch.uint8
     assert torch.equal(y, expected)
     grad = randn(*expected.shape, seed=seed + 1)
     y.backward(grad)
@@ -165,7 +174,17 @@ def kept_of(w: Tensor, density: float) -> Tensor:
     st.integers(0, 1), st.sampled_from(["d", "f", "i", "fi", "fiw", "fw"]), st.sampled_from([0.1, 0.5, 1.0]), SEEDS,
 )  # fmt: skip
 def test_swat_convolution(
-    n: int, groups: int, inputs: int, outputs: int, side: int, kernel: int, stride: int, padding: int, native: str, density: float, seed: int
+    n: int,
+    groups: int,
+    inputs: int,
+    outputs: int,
+    side: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    native: str,
+    density: float,
+    seed: int,
 ) -> None:
     x, w = randn(n, groups * inputs, side + 2, side + 2, seed=seed), randn(groups * outputs, inputs, kernel, kernel, seed=seed + 1)
     w_hat, threshold = torch.where(kept_of(w, density), w, 0), torch.tensor(0.7)
@@ -190,7 +209,9 @@ def test_swat_convolution(
     again = w_hat.detach().double().requires_grad_()
     F.conv2d(a_hat, again, None, stride, padding, 1, groups).backward(grad.double())
     for found, wanted in ((out, expected), (x.grad, dense_x.grad), (w_hat.grad, again.grad)):
-        assert found is not None and wanted is not None and close(found.detach(), wanted.detach(), 1e-4)
+        assert found is not None
+        assert wanted is not None
+        assert close(found.detach(), wanted.detach(), 1e-4)
 
 
 @pytest.mark.parametrize("growing", [False, True])
