@@ -16,7 +16,7 @@ INLINE void correlate(const int R, const int Q, const job_t *given, float *restr
     const int64_t pitch = job->pitch;
     for (int64_t o = 0; o < job->outputs; o++) {
         if (job->segments[o] == job->segments[o + 1]) continue;
-        vec grads[ROOM];
+        vec grads[MOST_PIXELS];
         const float *from = job->from + o * job->from_output;
         UNROLL for (int i = 0; i < R * Q; i++) grads[i] = load(from + i * LANES);
         for (int64_t k = job->segments[o]; k < job->segments[o + 1]; k++) {
@@ -40,7 +40,7 @@ INLINE void correlate(const int R, const int Q, const job_t *given, float *restr
 #define CORRELATE_OF(R, Q) static void correlate_##R##_##Q(const job_t *job, float *found) { correlate(R, Q, job, found); }
 ALL_SIZES(CORRELATE_OF)
 #define CORRELATE_AT(R, Q) [R][Q] = correlate_##R##_##Q,
-static void (*const CORRELATE[MOST_ROWS + 1][ROOM + 1])(const job_t *, float *) = {ALL_SIZES(CORRELATE_AT)};
+static void (*const CORRELATE[MOST_ROWS + 1][MOST_PIXELS + 1])(const job_t *, float *) = {ALL_SIZES(CORRELATE_AT)};
 
 /* Packs the gradients of a tile, output channel by output channel. */
 static void pack_gradient(const plan_t *p, const tile_t *t, const float *restrict g, float *restrict packed) {

@@ -1,5 +1,8 @@
 /* Convolutions with sparse weights: each entry of the weight is multiplied with a tile of pixels, whose sums stay in registers. */
 
+#define MOST_ROWS 4 /* of a tile, and pixels: larger ones gain nothing */
+#define MOST_PIXELS 16
+
 typedef struct {
     const float *buffer;
     int64_t pitch; /* from one row of the buffer to the next */
@@ -16,7 +19,7 @@ INLINE void multiply(const int R, const int Q, const job_t *given) {
     const int64_t pitch = job->pitch;
     for (int64_t o = 0; o < job->outputs; o++) {
         if (job->from == job->to && job->segments[o] == job->segments[o + 1]) continue;
-        vec sums[ROOM];
+        vec sums[MOST_PIXELS];
         if (job->from) {
             const float *from = job->from + o * job->from_output;
             UNROLL for (int i = 0; i < R * Q; i++) sums[i] = load(from + i * LANES);
@@ -46,18 +49,14 @@ INLINE void multiply(const int R, const int Q, const job_t *given) {
     }
 }
 
-/* All sizes of tiles whose sums fit the registers, in tables by rows and columns. */
-#define MOST_ROWS 4
+/* All tiles whose sums fit the registers, in tables by rows and columns. */
 #define SIZES_1(F) F(1, 1) F(1, 2) F(1, 3) F(1, 4) F(1, 5) F(1, 6) F(1, 7) F(1, 8) F(1, 9) F(1, 10) F(1, 11) F(1, 12)
 #define SIZES_2(F) F(2, 1) F(2, 2) F(2, 3) F(2, 4) F(2, 5) F(2, 6)
 #define SIZES_3(F) F(3, 1) F(3, 2) F(3, 3) F(3, 4)
 #define SIZES_4(F) F(4, 1) F(4, 2) F(4, 3)
-#if ROOM == 28
-#define MORE_1(F) F(1, 13) F(1, 14) F(1, 15) F(1, 16) F(1, 17) F(1, 18) F(1, 19) F(1, 20) F(1, 21) F(1, 22) F(1, 23) F(1, 24) F(1, 25) F(1, 26) F(1, 27) F(1, 28)
-#define MORE_2(F) F(2, 7) F(2, 8) F(2, 9) F(2, 10) F(2, 11) F(2, 12) F(2, 13) F(2, 14)
-#define MORE_3(F) F(3, 5) F(3, 6) F(3, 7) F(3, 8) F(3, 9)
-#define MORE_4(F) F(4, 4) F(4, 5) F(4, 6) F(4, 7)
-#define ALL_SIZES(F) SIZES_1(F) MORE_1(F) SIZES_2(F) MORE_2(F) SIZES_3(F) MORE_3(F) SIZES_4(F) MORE_4(F)
+#define LARGER(F) F(1, 13) F(1, 14) F(1, 15) F(1, 16) F(2, 7) F(2, 8) F(3, 5) F(4, 4)
+#if ROOM >= MOST_PIXELS
+#define ALL_SIZES(F) SIZES_1(F) SIZES_2(F) SIZES_3(F) SIZES_4(F) LARGER(F)
 #else
 #define ALL_SIZES(F) SIZES_1(F) SIZES_2(F) SIZES_3(F) SIZES_4(F)
 #endif
@@ -65,7 +64,7 @@ INLINE void multiply(const int R, const int Q, const job_t *given) {
 #define MULTIPLY_OF(R, Q) static void multiply_##R##_##Q(const job_t *job) { multiply(R, Q, job); }
 ALL_SIZES(MULTIPLY_OF)
 #define MULTIPLY_AT(R, Q) [R][Q] = multiply_##R##_##Q,
-static void (*const MULTIPLY[MOST_ROWS + 1][ROOM + 1])(const job_t *) = {ALL_SIZES(MULTIPLY_AT)};
+static void (*const MULTIPLY[MOST_ROWS + 1][MOST_PIXELS + 1])(const job_t *) = {ALL_SIZES(MULTIPLY_AT)};
 
 /* Stores the sums of a tile where whole vectors would not fit. */
 static void spread_tile(const plan_t *p, const tile_t *t, const float *restrict sums, float *restrict y) {
