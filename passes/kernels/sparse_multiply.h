@@ -12,12 +12,28 @@ typedef struct {
     const float *from;          /* sums so far, null for the first block */
     float *to;
     int64_t from_output, to_output, to_row, to_column, outputs;
+    const float **ahead; /* lines to be fetched meanwhile */
+    int64_t to_fetch;
+    int is_last;
 } job_t;
+
+/* Fetches output o's share of the lines ahead. */
+INLINE void fetch_ahead(const job_t *job, int64_t o, int64_t share) {
+    const int64_t last = least((o + 1) * share, job->to_fetch);
+    for (int64_t i = o * share; i < last; i++) __builtin_prefetch(job->ahead[i], 0, 2);
+}
 
 INLINE void multiply(const int R, const int Q, const job_t *given) {
     const job_t copy = *given, *job = &copy;
-    const int64_t pitch = job->pitch;
+    const int64_t pitch = job->pitch, share = up(job->to_fetch, job->outputs);
     for (int64_t o = 0; o < job->outputs; o++) {
+        fetch_ahead(job, o, share);
+        if (job->is_last) {
+            const float *next = job->to + least(o + 3, job->outputs - 1) * job->to_output;
+            UNROLL for (int r = 0; r < R; r++) {
+                for (int q = 0; q < Q; q++) __builtin_prefetch(next + r * job->to_row + q * job->to_column, 1, 3);
+            }
+        }
         if (job->from == job->to && job->segments[o] == job->segments[o + 1]) continue;
         vec sums[MOST_PIXELS];
         if (job->from) {
@@ -91,9 +107,10 @@ EXPORT void KERNEL(sparse_multiply)(const float *x, const float *bias, float *y,
     const int64_t pitch = p->lines_across * LANES, room = p->block * p->lines_down * pitch;
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
-        lines_t lines;
-        float *buffer = work_of(p, work, &lines), *sums = buffer + room;
-#pragma omp for schedule(dynamic)
+        lines_t lines, lines_after;
+        const float **ahead;
+        float *buffer = work_of(p, work, &lines, &lines_after, &ahead), *sums = buffer + room;
+#pragma omp for schedule(dynamic, up(count, 16 * omp_get_num_threads()))
         for (int64_t index = 0; index < count; index++) {
             const tile_t t = tile_at(p, index);
             const int64_t output = t.group * p->outputs + t.part;
@@ -104,14 +121,20 @@ EXPORT void KERNEL(sparse_multiply)(const float *x, const float *bias, float *y,
             job_t job = {.buffer = buffer, .pitch = pitch, .offsets = offsets, .values = values, .outputs = t.outputs};
             job.bias = bias ? bias + output : 0;
             job.from_output = t.rows * line;
+            const tile_t following = tile_at(p, least(index + 1, count - 1));
             find_lines(p, &t, down, across, lines);
+            find_lines(p, &following, down, across, lines_after);
             for (int64_t b = 0; b < p->blocks; b++) {
                 const int64_t channel = b * p->block;
                 pack_tile(p, &t, x, lines, channel, least(p->block, p->channels - channel), buffer);
+                const int64_t after = b + 1 < p->blocks ? channel + p->block : 0, channels = least(p->block, p->channels - after);
+                job.to_fetch = after ? list_lines(p, &t, x, lines, after, channels, ahead) : list_lines(p, &following, x, lines_after, 0, channels, ahead);
+                job.ahead = ahead;
                 const int to_end = is_whole && b == p->blocks - 1;
                 job.segments = segments + b * all_outputs + output;
                 job.from = b ? sums : 0;
                 job.to = to_end ? out : sums;
+                job.is_last = to_end;
                 job.to_output = to_end ? p->y_channel : t.rows * line;
                 job.to_row = to_end ? p->y_row : line;
                 job.to_column = to_end ? p->y_column : LANES;

@@ -69,7 +69,7 @@ class Tiling:
     def work(self) -> int:
         """Floats that a thread works on."""
         down, across = len(self.down.lines), len(self.across.lines)
-        places = -(-2 * (down + across) // self.lanes)
+        places = -(-(4 * (down + across) + 2 * self.block * down * across) // self.lanes)
         return self.lanes * (places + self.block * down * across + self.part * self.rows * self.columns)
 
     def offsets(self) -> list[int]:
