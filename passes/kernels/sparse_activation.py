@@ -89,7 +89,7 @@ def pack_activation(
     total, work = ctypes.c_int64(), torch.empty(need * torch.get_num_threads())
     room = 0 if density is None else min(math.ceil(plane.numel() * density * 1.05) + SAMPLES, plane.numel())
     while True:
-        values, positions = torch.empty(room), torch.empty(room, dtype=torch.int16)
+        values, positions = kernels.empty(room), torch.empty(room, dtype=torch.int16)
         given = (plane, threshold, longs(numbers), room, starts, values, positions, ctypes.addressof(total), work, need)
         kernels.call("sparse_pack", torch.float32, *given)
         if total.value <= room:

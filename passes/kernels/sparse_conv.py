@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import ints, longs
+from .library import Library, ints, library, longs
 from .sparse_activation import MOST_PIXELS, tile_of
 from .sparse_weight import LIMIT, SparseWeight, first_reason, takes_weight
 from .tiles import LANES, Tiling, tiling
@@ -56,9 +56,10 @@ def is_batch_innermost(x: Tensor) -> bool:
     return x.movedim(0, -1).is_contiguous()
 
 
-def batch_innermost(shape: Sequence[int]) -> Tensor:
+def batch_innermost(shape: Sequence[int], kernels: Library | None = None) -> Tensor:
     """Return a new float32 tensor of a shape (N, C, *space), not filled, whose samples are innermost."""
-    return torch.empty((*shape[1:], shape[0])).movedim(-1, 0)
+    kernels = kernels or library()
+    return (kernels.empty if kernels else torch.empty)(*shape[1:], shape[0]).movedim(-1, 0)
 
 
 def conv_forward(
@@ -71,8 +72,7 @@ def conv_forward(
     groups: int,
 ) -> Tensor:
     """Return the convolution of x (N, C, *space), one or two dimensions of space, batch innermost as x should be."""
-    out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation))
-    weight.pattern.kernels.large_pages(out)
+    out = batch_innermost(out_shape(x.shape, weight.shape, stride, padding, dilation), weight.pattern.kernels)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
     multiply(_plane(x), weight, bias, _plane(out), False, strides, _taps(kernel, pads, dilations), groups)
     return out
@@ -91,8 +91,7 @@ def conv_grad_input(
 
     With strides, the pixels of one remainder by them are a convolution of stride 1 of their own, with those taps that reach them.
     """
-    out = batch_innermost(x_shape)
-    weight.pattern.kernels.large_pages(out)
+    out = batch_innermost(x_shape, weight.pattern.kernels)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
     grad, planes = _plane(grad), _plane(out)
     for top in range(min(strides[0], planes.shape[2])):

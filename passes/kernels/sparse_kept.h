@@ -13,10 +13,11 @@ INLINE float sum_of(vec value) {
 
 INLINE void correlate(const int R, const int Q, const job_t *given, float *restrict found) {
     const job_t copy = *given, *job = &copy;
-    const int64_t pitch = job->pitch;
+    const int64_t pitch = job->pitch, share = up(job->to_fetch, job->outputs);
     for (int64_t o = 0; o < job->outputs; o++) {
+        fetch_ahead(job, o, share);
         if (job->segments[o] == job->segments[o + 1]) continue;
-        vec grads[ROOM];
+        vec grads[MOST_PIXELS];
         const float *from = job->from + o * job->from_output;
         UNROLL for (int i = 0; i < R * Q; i++) grads[i] = load(from + i * LANES);
         for (int64_t k = job->segments[o]; k < job->segments[o + 1]; k++) {
@@ -40,7 +41,7 @@ INLINE void correlate(const int R, const int Q, const job_t *given, float *restr
 #define CORRELATE_OF(R, Q) static void correlate_##R##_##Q(const job_t *job, float *found) { correlate(R, Q, job, found); }
 ALL_SIZES(CORRELATE_OF)
 #define CORRELATE_AT(R, Q) [R][Q] = correlate_##R##_##Q,
-static void (*const CORRELATE[MOST_ROWS + 1][ROOM + 1])(const job_t *, float *) = {ALL_SIZES(CORRELATE_AT)};
+static void (*const CORRELATE[MOST_ROWS + 1][MOST_PIXELS + 1])(const job_t *, float *) = {ALL_SIZES(CORRELATE_AT)};
 
 /* Packs the gradients of a tile, output channel by output channel. */
 static void pack_gradient(const plan_t *p, const tile_t *t, const float *restrict g, float *restrict packed) {
@@ -70,8 +71,9 @@ EXPORT void KERNEL(sparse_kept)(const float *x, const float *g, const plan_t *p,
     int several = 1;
 #pragma omp parallel num_threads(threads < 1 ? 1 : threads)
     {
-        lines_t lines;
-        float *buffer = work_of(p, work, &lines), *grads = buffer + room, *own = found;
+        lines_t lines, lines_after;
+        const float **ahead;
+        float *buffer = work_of(p, work, &lines, &lines_after, &ahead), *grads = buffer + room, *own = found;
 #if defined(_OPENMP)
         own += omp_get_thread_num() * entries;
 #pragma omp single
@@ -83,12 +85,17 @@ EXPORT void KERNEL(sparse_kept)(const float *x, const float *g, const plan_t *p,
             const tile_t t = tile_at(p, index);
             const int64_t output = t.group * p->outputs + t.part;
             pack_gradient(p, &t, g + output * p->y_channel + t.sample * p->y_sample + t.row * p->y_row + t.column * p->y_column, grads);
+            const tile_t following = tile_at(p, least(index + 1, count - 1));
             find_lines(p, &t, down, across, lines);
+            find_lines(p, &following, down, across, lines_after);
             job_t job = {.buffer = buffer, .pitch = pitch, .offsets = offsets, .from = grads, .outputs = t.outputs};
             job.from_output = t.rows * t.columns * LANES;
             for (int64_t b = 0; b < p->blocks; b++) {
                 const int64_t channel = b * p->block;
                 pack_tile(p, &t, x, lines, channel, least(p->block, p->channels - channel), buffer);
+                const int64_t after = b + 1 < p->blocks ? channel + p->block : 0, channels = least(p->block, p->channels - after);
+                job.to_fetch = after ? list_lines(p, &t, x, lines, after, channels, ahead) : list_lines(p, &following, x, lines_after, 0, channels, ahead);
+                job.ahead = ahead;
                 job.segments = segments + b * all_outputs + output;
                 CORRELATE[t.rows][t.columns](&job, own);
             }

@@ -34,14 +34,14 @@ def takes(x: Tensor, w: Tensor) -> str | None:
 
 def linear_forward(x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
     """Return x @ weight.T + bias, (..., out), contiguous, for x (..., in)."""
-    out = torch.empty(*x.shape[:-1], weight.shape[0])
+    out = weight.pattern.kernels.empty(*x.shape[:-1], weight.shape[0])
     sparse_conv.multiply(_rows(x), weight, bias, _rows(out), False, (1, 1), _POINT, 1)
     return out
 
 
 def linear_grad_input(grad: Tensor, weight: SparseWeight) -> Tensor:
     """Return grad @ weight, (..., in), contiguous, for grad (..., out)."""
-    out = torch.empty(*grad.shape[:-1], weight.shape[1])
+    out = weight.pattern.kernels.empty(*grad.shape[:-1], weight.shape[1])
     sparse_conv.multiply(_rows(grad), weight, None, _rows(out), True, (1, 1), _POINT, 1)
     return out
 

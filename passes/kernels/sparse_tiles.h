@@ -106,12 +106,30 @@ static void pack_tile(const plan_t *p, const tile_t *t, const float *restrict x,
         }
 }
 
-/* What a thread works on: places of lines, packed input and sums. */
-INLINE float *work_of(const plan_t *p, float *work, lines_t *lines) {
+/* Lists the lines that pack_tile is to read, as far as they exist, and returns how many: while one block is multiplied, the next is fetched. */
+INLINE int64_t list_lines(const plan_t *p, const tile_t *t, const float *x, lines_t lines, int64_t channel, int64_t channels, const float **list) {
+    int64_t count = 0;
+    x += (t->group * p->channels + channel) * p->x_channel + t->sample * p->x_sample;
+    if (p->x_sample != 1) return 0;
+    for (int64_t c = 0; c < channels; c++, x += p->x_channel)
+        for (int64_t i = 0; i < p->lines_down; i++) {
+            if (lines.rows[i] == OUTSIDE) continue;
+            for (int64_t j = 0; j < p->lines_across; j++)
+                if (lines.columns[j] != OUTSIDE) list[count++] = x + lines.rows[i] + lines.columns[j];
+        }
+    return count;
+}
+
+/* What a thread works on: places of lines of this tile and the next, lines to be fetched, packed input, which is returned, and sums. */
+INLINE float *work_of(const plan_t *p, float *work, lines_t *lines, lines_t *after, const float ***ahead) {
 #if defined(_OPENMP)
     work += omp_get_thread_num() * p->work;
 #endif
+    const int64_t places = p->lines_down + p->lines_across, count = p->block * p->lines_down * p->lines_across;
     lines->rows = (int64_t *)(void *)work;
     lines->columns = lines->rows + p->lines_down;
-    return work + up(2 * (p->lines_down + p->lines_across), LANES) * LANES;
+    after->rows = lines->rows + places;
+    after->columns = lines->columns + places;
+    *ahead = (const float **)(void *)(lines->rows + 2 * places);
+    return work + up(4 * places + 2 * count, LANES) * LANES;
 }

@@ -10,7 +10,7 @@ LANES = {"avx512": 16, "avx2": 8, "portable": 4}  # floats in a vector
 ROOM = {"avx512": 28, "avx2": 12, "portable": 12}  # sums that stay in registers
 MOST_ROWS = 4
 BUFFER = 28 << 10  # bytes of packed input: most of a first-level cache
-PIXELS = 14, 7  # of a tile, with several taps and with one: few let a buffer hold many channels, so that sums are seldom put down
+PIXELS = 16, 8  # of a tile, with several taps and with one: few let a buffer hold many channels, so that sums are seldom put down
 SUMS = 256 << 10  # bytes of sums between blocks of channels: a share of a second-level cache
 
 
@@ -69,7 +69,7 @@ class Tiling:
     def work(self) -> int:
         """Floats that a thread works on."""
         down, across = len(self.down.lines), len(self.across.lines)
-        places = -(-2 * (down + across) // self.lanes)
+        places = -(-(4 * (down + across) + 2 * self.block * down * across) // self.lanes)
         return self.lanes * (places + self.block * down * across + self.part * self.rows * self.columns)
 
     def offsets(self) -> list[int]:
