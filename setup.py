@@ -11,12 +11,15 @@ from setuptools.command.build_ext import build_ext
 FLOORS = {"fxsparse": "fxsparse", "fxsparse.passes": "passes", "fxsparse.cost_model": "cost_model"}
 
 # Codes must come out as PyTorch's: no contraction of a product and a sum into one operation.
-FLAGS = ["-std=c11", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-std=gnu11", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 LEVELS = {
     "portable": [],
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
+# Sums of products, which nothing compares bit by bit.
+CONTRACTED = {"sparse.c": ["-ffp-contract=fast"]}
+FUSED = {"portable": [], "avx2": ["-mfma"], "avx512": ["-mfma"]}
 
 
 def packages() -> list[str]:
@@ -42,24 +45,22 @@ class BuildKernels(build_ext):
         macros = [("FXS_WITH_LEVELS", "1")] if with_levels else []
         made = []
         for level in LEVELS if with_levels else ["portable"]:
-            flags = [*FLAGS, *LEVELS[level]]
-            sources = SOURCES if level == "portable" else SOURCES[:1]
-            made += self.compiler.compile(
-                sources,
-                output_dir=str(Path(self.build_temp) / level),
-                macros=[*macros, ("LEVEL", level)],
-                extra_postargs=flags,
-                depends=ext.depends,
-            )
+            for source in SOURCES if level == "portable" else SOURCES[:-1]:
+                contracted = CONTRACTED.get(Path(source).name)
+                made += self.compiler.compile(
+                    [source],
+                    output_dir=str(Path(self.build_temp) / level),
+                    macros=[*macros, ("LEVEL", level)],
+                    extra_postargs=[*FLAGS, *LEVELS[level], *([*contracted, *FUSED[level]] if contracted else [])],
+                    depends=ext.depends,
+                )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(made, str(target), libraries=["m"])
 
 
-SOURCES = ["passes/kernels/kernels.c", "passes/kernels/level.c"]
+SOURCES = ["passes/kernels/kernels.c", "passes/kernels/sparse.c", "passes/kernels/level.c"]  # the last has no levels
 HEADERS = sorted(str(file) for file in Path("passes/kernels").glob("*.h"))
-KERNELS = Extension(
-    "fxsparse.passes.kernels.native", ["passes/kernels/kernels.c", "passes/kernels/level.c"], depends=HEADERS, optional=True
-)
+KERNELS = Extension("fxsparse.passes.kernels.native", SOURCES, depends=HEADERS, optional=True)
 
 setup(packages=packages(), package_dir=FLOORS, ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels})

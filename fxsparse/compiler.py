@@ -20,6 +20,7 @@ from fxsparse.passes.capture.graph_forward import Variant
 from fxsparse.passes.capture.origin import place_of_error
 from fxsparse.passes.capture.refusals import reason_of
 from fxsparse.passes.capture.signature import Arguments
+from fxsparse.passes.choose_layout import ChooseLayout
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
@@ -45,7 +46,7 @@ from .resolve_saved import SavedPlan, resolve_saved
 from .stages import CAPTURE, Trace
 from .techniques import Technique, require_member
 
-BACKENDS = ("auto", "reference", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "native", "cpu", "cuda")
 
 
 def compile(
@@ -72,7 +73,8 @@ def compile(
         policy: a Policy, a technique, a preset's name or the path of a policy file. None changes nothing.
         example_inputs, example_kwargs: one call's arguments.
         accelerator: the machine (a name, a YAML file) for which every node's cost is annotated; None: operations and bytes only.
-        backend: "reference" (plain PyTorch), "cpu" or "cuda" (native kernels where there are some), or "auto".
+        backend: "reference" (plain PyTorch), "native" (native kernels wherever they can compute), "cpu" or "cuda" (where there are some
+            and they pay), or "auto" (as for the model's own device).
         extra_passes: passes of your own, run on every graph after fxsparse's.
         check_graphs: run the verifier after each pass.
         fuel: rewrite at most this many contractions, to find by bisection the one that misbehaves.
@@ -111,9 +113,7 @@ def compile(
     add_masks(state, plan.masks.specs, plan.masks.regimes, weights)
     names = {alias: site.name for site in sites.values() for alias in (site.name, *site.aliases)}
     slots = {name: call_slots(sites[name]) for name in plan.specs}
-    rewriter = Rewriter(
-        dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend == "reference"
-    )
+    rewriter = Rewriter(dict(plan.masks.specs), dict(plan.specs), kept, names, slots, state, tuple(extra_passes), check_graphs, backend)
     label_sites(captured, names)
     stages = Trace() if trace else None
     results = rewriter.rewrite(captured, None if fuel is None else [fuel], stages)
@@ -154,7 +154,12 @@ class Rewriter:
     state: AddedState
     extra_passes: tuple[GraphPass, ...]
     check_graphs: bool
-    reference: bool = False
+    backend: str = "auto"
+
+    @property
+    def reference(self) -> bool:
+        """Whether to do without native kernels."""
+        return self.backend == "reference"
 
     def rewrite(self, captured: Capture, fuel: list[int] | None, trace: Trace | None = None) -> list[PassResult]:
         """Runs all passes over all graphs."""
@@ -174,6 +179,8 @@ class Rewriter:
         first = {site: slots[path, 0] for site, slots in self.slots.items() if (path, 0) in slots}
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
+        if (self.specs or self.masks) and not self.reference and not self.kept:
+            inserted.append(ChooseLayout(path, self.specs, self.masks, everything=self.backend == "native"))
         if self.kept or self.specs:
             inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel, self.reference))
         if keep is not None:
@@ -287,6 +294,7 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
     skips: tuple[Skip, ...] = (*plan.skips, *(skip for result in results for skip in result.skips))
     swat = _applied(plan.specs, "insert_swat", results)
     masks = _applied(plan.masks.specs, "insert_masks", results)
+    native = {change.site: change.what for change in changes if change.made_by == "choose_layout" and not change.added}
     rows = []
     for name, site in sites.items():
         spec, mask = swat.get(name), masks.get(name)
@@ -300,7 +308,7 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
                 technique=" + ".join(titles),
                 weight_density=mask.weight_density if mask else spec.weight_density if spec else 1.0,
                 activation_density=spec.activation_density if spec else 1.0,
-                backend="reference" if titles else "PyTorch",
+                backend=native.get(name, "reference" if titles else "PyTorch"),
                 calls=len({(call.graph, call.index) for call in site.calls}),
             )
         )

@@ -211,7 +211,7 @@ class SwatRewriter:
         a_hat, *kept = self._kept(x, spec, index, dims, padded)
         out = self.make.function(
             OPS.swat_convolution.default, x if padded is None else padded, a_hat, w_hat, geometry["bias"], geometry["stride"],
-            geometry["padding"], geometry["dilation"], transposed, geometry["output_padding"], geometry["groups"], *kept, *follows,
+            geometry["padding"], geometry["dilation"], transposed, geometry["output_padding"], geometry["groups"], *kept, *follows, "",
         )  # fmt: skip
         meta.write(out, site=spec.site, role="contraction")
         return self.make.method("squeeze", out, 0) if unbatched else out

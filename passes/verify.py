@@ -113,7 +113,7 @@ def _activation_matches(_gm: fx.GraphModule, node: fx.Node) -> str | None:
 def _sparse_weight_follows(_gm: fx.GraphModule, node: fx.Node) -> str | None:
     if node.target not in _CONTRACTIONS:
         return None
-    followed: tuple[Any, ...] = _last_arguments(node)[3:]
+    followed: tuple[Any, ...] = _last_arguments(node)[3:7]
     if followed[0] is None:
         return None
     w_hat: Any = node.args[2]

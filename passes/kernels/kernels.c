@@ -11,6 +11,7 @@
 #define TYPED(name) GLUE(name, float)
 #define KERNEL(name) GLUE(GLUE(fxs_##name, float32), LEVEL)
 #include "typed.h"
+#include "innermost.h"
 #undef T
 #undef LOAD
 #undef STORE

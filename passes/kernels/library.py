@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 FILE = Path(__file__).with_name("native.so")
-VERSION = 1  # of the kernels' arguments; level.c says the same
+LARGE = 1 << 23  # bytes of a tensor that gets large pages
+VERSION = 2  # of the kernels' arguments; level.c says the same
+LARGE = 4 << 20  # bytes from which a tensor is worth pages of its own
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-_POINTER, _LONG, _UNSIGNED, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int
+_POINTER, _LONG, _UNSIGNED, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
 _SIGNATURES: dict[str, list[Any]] = {
     "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
     "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
@@ -25,6 +27,28 @@ _SIGNATURES: dict[str, list[Any]] = {
     "norm_decode": [_POINTER] * 2 + [_LONG] * 3 + [_INT] * 3 + [_POINTER, _INT],
     "norm_backward": [_POINTER] * 4 + [_LONG] * 4 + [_INT] * 3 + [_POINTER] * 4 + [_INT],
 }
+_SPARSE_SIGNATURES: dict[str, list[Any]] = {  # for float32 alone
+    "sparse_count": [_POINTER] * 2 + [_LONG] * 2 + [_POINTER, _INT],
+    "sparse_index": [_POINTER] * 2 + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_values": [_POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_dense": [_POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_turn": [_POINTER] * 2 + [_LONG] * 4 + [_POINTER] * 3 + [_INT],
+    "sparse_program": [_POINTER] * 3 + [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] * 3 + [_INT],
+    "sparse_gather": [_POINTER] * 2 + [_LONG, _POINTER, _INT],
+    "sparse_multiply": [_POINTER] * 10 + [_INT],
+    "sparse_kept": [_POINTER] * 8 + [_LONG] + [_POINTER] * 3 + [_INT],
+    "sparse_pack": [_POINTER, ctypes.c_float, _POINTER, _LONG] + [_POINTER] * 5 + [_LONG, _INT],
+    "sparse_grad": [_POINTER] * 13 + [_INT],
+}
+
+_INNERMOST_SIGNATURES: dict[str, list[Any]] = {
+    "channel_norm": [_POINTER] * 6 + [_LONG] * 2 + [_INT] * 2 + [_DOUBLE] * 2 + [_POINTER] * 4 + [_INT],
+    "channel_norm_backward": [_POINTER] * 7 + [_LONG] * 2 + [_INT] * 2 + [_POINTER] * 4 + [_INT],
+    "innermost_max_pool": [_POINTER] + [_LONG] * 6 + [_POINTER] * 3 + [_INT],
+    "innermost_max_pool_backward": [_POINTER] * 2 + [_LONG] * 6 + [_POINTER] * 2 + [_INT],
+    "swap_outer": [_POINTER] + [_LONG] * 3 + [_POINTER, _INT],
+}
+_OF_FLOAT32 = {**_SPARSE_SIGNATURES, **_INNERMOST_SIGNATURES}
 
 
 class Library:
@@ -43,19 +67,34 @@ class Library:
         version = self._library.fxs_version()
         if version != VERSION:
             raise OSError(f"it has version {version}, wanted is {VERSION}")
+        self._library.fxs_large_pages.argtypes, self._library.fxs_large_pages.restype = [_POINTER, _LONG], None
         self.level: str = level or self._library.fxs_level().decode()
-        self._found = {(name, dtype): self._find(name, dtype) for name in _SIGNATURES for dtype in TYPES}
+        self._found = {(name, dtype): self._find(name, dtype, _SIGNATURES[name]) for name in _SIGNATURES for dtype in TYPES}
+        self._found |= {(name, torch.float32): self._find(name, torch.float32, types) for name, types in _OF_FLOAT32.items()}
 
-    def _find(self, name: str, dtype: torch.dtype) -> Callable[..., None]:
+    def _find(self, name: str, dtype: torch.dtype, types: list[Any]) -> Callable[..., None]:
         function = getattr(self._library, f"fxs_{name}_{TYPES[dtype]}_{self.level}")
-        function.argtypes, function.restype = _SIGNATURES[name], None
+        function.argtypes, function.restype = types, None
         found: Callable[..., None] = function
         return found
+
+    def empty(self, *shape: int) -> Tensor:
+        """Return a new contiguous float32 tensor, not filled, on large pages if it is large: they take a quarter of the time to fill."""
+        made = torch.empty(shape)
+        self.large_pages(made)
+        return made
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         """Calls a kernel for elements of ``dtype``, on as many threads as torch uses; tensors are passed by address."""
         given = [item.data_ptr() if isinstance(item, Tensor) else item for item in arguments]
         self._found[name, dtype](*given, torch.get_num_threads())
+
+    def large_pages(self, *tensors: Tensor) -> None:
+        """Asks for large pages where new tensors are large: new small pages would take longer than what is written to them."""
+        for tensor in tensors:
+            size = tensor.numel() * tensor.element_size()
+            if size >= LARGE:
+                self._library.fxs_large_pages(tensor.data_ptr(), size)
 
 
 @lru_cache(maxsize=1)
@@ -80,3 +119,13 @@ def kernels_for(*tensors: Tensor) -> Library | None:
     if first.dtype not in TYPES or any(item.device.type != "cpu" or item.dtype != first.dtype for item in tensors):
         return None
     return library()
+
+
+def longs(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Return 64-bit numbers as a kernel takes them."""
+    return (ctypes.c_int64 * max(len(numbers), 1))(*numbers)
+
+
+def ints(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    """Return 32-bit numbers as a kernel takes them."""
+    return (ctypes.c_int32 * max(len(numbers), 1))(*numbers)

@@ -8,9 +8,13 @@ from .convolution import swat_convolution
 from .density import count_kept
 from .divide_bins import divide_bins
 from .einsum import swat_einsum
+from .innermost_norm import innermost_norm
+from .innermost_pool import innermost_max_pool
 from .linear import swat_linear
+from .masked_convolution import masked_convolution
 from .masked_weight import mask_gradient, masked_weight
 from .pack_sparse import pack_sparse
+from .reorder import reorder
 from .selection import kept_count, kth_largest, kth_largest_per_slice
 from .sparsify import sparsify
 from .threshold import refresh_threshold
@@ -27,14 +31,18 @@ __all__ = [
     "coded_unary",
     "count_kept",
     "divide_bins",
+    "innermost_max_pool",
+    "innermost_norm",
     "kept_count",
     "kth_largest",
     "kth_largest_per_slice",
     "mask_gradient",
+    "masked_convolution",
     "masked_weight",
     "pack_sparse",
     "quantize",
     "refresh_threshold",
+    "reorder",
     "sparsify",
     "swat_convolution",
     "swat_einsum",

@@ -14,6 +14,7 @@ from .codes.groups import Rounding
 from .codes.layout import block_elements, blocks, dense, in_memory_order
 from .codes.masks import packed_size
 from .codes.scheme import Scheme, parse
+from .codes.tiles import TILES, form, pack, scheme_for
 from .operator import operator
 
 NEAREST = -1
@@ -29,13 +30,18 @@ def pack_sparse(
     fxsparse::sparsify of x. The scheme is of_sparse(...): with 0 bits the values are x's own, (kept,) of its dtype, and there are no
     statistics; else they are codes (uint8) as fxsparse::quantize makes them of the values in order, padded to whole groups with the last
     one, with (2, groups) statistics. Rounding follows `seed` and `clock` as there. `density` is the share expected to be kept, which
-    tells how much room is wanted where there are no values to count. The number is a 0-dim int64.
+    tells how much room is wanted where there are no values to count. The number is a 0-dim int64. With of_tiles(...) as scheme, and one
+    threshold, it is what the native kernels of convolutions read (see codes/tiles.py).
 
     Not `enabled`: everything is empty.
     """
-    read, nothing = parse(scheme), x.new_empty((2, 0), dtype=torch.float32)
+    scheme, nothing = scheme_for(x, scheme), x.new_empty((2, 0), dtype=torch.float32)
     if not enabled:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), nothing, torch.zeros((), dtype=torch.int64, device=x.device)
+    if scheme.startswith(TILES):
+        where, values = pack(x, float(threshold.item()), scheme, density)
+        return where, values, nothing, torch.tensor(values.numel(), dtype=torch.int64)
+    read = parse(scheme)
     source = dense(x.detach())
     flat, mask = in_memory_order(source), _kept(source, threshold)
     where = positions.indices(mask)
@@ -71,12 +77,16 @@ def _kept(source: Tensor, threshold: Tensor) -> Tensor:
 def _(
     x: Tensor, threshold: Tensor, enabled: bool, clock: Tensor, scheme: str, seed: int, density: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    read = parse(scheme)
-    kept = x.new_empty((), dtype=torch.int64)
+    scheme, kept = scheme_for(x, scheme), x.new_empty((), dtype=torch.int64)
     if not enabled:
         return x.new_empty(0, dtype=torch.uint8), x.new_empty(0), x.new_empty((2, 0), dtype=torch.float32), kept
     expected = math.ceil(density * x.numel()) if isinstance(x.numel(), int) else 0
     samples = x.shape[0] if x.dim() and isinstance(x.shape[0], int) else 1
+    if scheme.startswith(TILES):
+        count = dynamic_size(expected, samples)
+        size = 4 * math.prod(form(x.shape, scheme)[1]) + 2 * count
+        return x.new_empty(size, dtype=torch.uint8), x.new_empty(count), x.new_empty((2, 0), dtype=torch.float32), kept
+    read = parse(scheme)
     where = (
         dynamic_size((positions.digits_expected(x.numel(), expected) + 1) // 2, samples) if read.kind == "gaps" else packed_size(x.numel())
     )

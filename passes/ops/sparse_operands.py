@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .codes.scheme import EXACT
+from .codes.tiles import TILES, scheme_for
 from .derivative import once
 from .quantize import Form
 
@@ -29,7 +30,8 @@ class SparseOperands:
 
         Raises: ValueError when w_hat needs a gradient and a_hat is neither of x's shape nor packed.
         """
-        self.scheme, values, stats, w, threshold, self.dims, self.groups = kept
+        scheme, values, stats, w, threshold, self.dims, self.groups = kept
+        self.scheme = scheme_for(x, scheme)
         self.needs_x, self.needs_w = ctx.needs_input_grad[X], ctx.needs_input_grad[W_HAT]
         if self.needs_w and self.scheme == EXACT and a_hat.shape != x.shape:
             raise ValueError(
@@ -48,6 +50,12 @@ class SparseOperands:
         """The sparse activation; None if nobody needs it."""
         activation = saved[: self.split]
         return activation[0] if self.split == 1 else self.x.restore(activation[0], activation[2], self.scheme, values=activation[1])
+
+    def kept(self, saved: Sequence[Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None, str]:
+        """The sparse activation itself, or where its elements stand, their values and the scheme, as native kernels want it."""
+        if self.split > 1 and self.scheme.startswith(TILES):
+            return None, saved[0], saved[1], self.scheme
+        return self.a_hat(saved), None, None, EXACT
 
     def w_hat(self, saved: Sequence[Any]) -> Any:
         """The sparse weight; None if nobody needs it."""

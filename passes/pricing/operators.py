@@ -20,7 +20,8 @@ CONTRACTIONS = frozenset(
     _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_flash_attention_backward
     _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward swat_convolution
-    swat_linear swat_einsum coded_convolution coded_linear coded_matmul coded_attention mkldnn_rnn_layer mkldnn_rnn_layer_backward
+    masked_convolution native_convolution_backward swat_linear swat_einsum coded_convolution coded_linear coded_matmul coded_attention
+    mkldnn_rnn_layer mkldnn_rnn_layer_backward
     _cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward
     _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell _thnn_fused_gru_cell_backward lstm_mps
     """.split()  # noqa: SIM905
@@ -39,7 +40,7 @@ FREE = frozenset(
 _FORWARD = {
     "batch_norm": "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional "
     "cudnn_batch_norm miopen_batch_norm batch_norm_with_update _batch_norm_with_update batch_norm_stats batch_norm_elemt "
-    "batch_norm_gather_stats_with_counts batch_norm_update_stats blpa_norm coded_batch_norm",
+    "batch_norm_gather_stats_with_counts batch_norm_update_stats blpa_norm coded_batch_norm innermost_norm",
     "layer_norm": "native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm _weight_norm_interface _cdist_forward "
     "coded_layer_norm coded_group_norm",
     "softmax": "_softmax _log_softmax _safe_softmax softmax log_softmax logsumexp coded_softmax",
@@ -49,13 +50,13 @@ _FORWARD = {
     "dropout": "native_dropout _fused_dropout bernoulli rand rand_like randn randn_like randint randperm uniform normal "
     "exponential masked_dropout",
     "max_pool": "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
-    "fractional_max_pool3d max_unpool2d max_unpool3d coded_max_pool2d",
+    "fractional_max_pool3d max_unpool2d max_unpool3d coded_max_pool2d innermost_max_pool",
     "avg_pool": "avg_pool2d avg_pool3d lean_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d "
     "upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d",
     "embedding": "embedding _embedding_bag _embedding_bag_forward_only index_select",
-    "copy": "clone copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put "
+    "copy": "clone reorder copy _to_copy cat stack constant_pad_nd pad index index_put _index_put_impl _unsafe_index _unsafe_index_put "
     "gather scatter scatter_add scatter_reduce index_add index_copy index_fill roll flip repeat repeat_interleave tril triu "
     "slice_scatter select_scatter as_strided_scatter diagonal_scatter slice_backward select_backward diagonal_backward "
     "as_strided_copy unfold_backward fill zero zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full "
@@ -76,7 +77,7 @@ _FORWARD = {
 }
 _BACKWARD = {
     "batch_norm": "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward batch_norm_backward "
-    "batch_norm_backward_reduce batch_norm_backward_elemt blpa_norm_backward",
+    "batch_norm_backward_reduce batch_norm_backward_elemt blpa_norm_backward innermost_norm_backward",
     "layer_norm": "native_layer_norm_backward native_group_norm_backward _fused_rms_norm_backward _weight_norm_interface_backward",
     "softmax": "_softmax_backward_data _log_softmax_backward_data _safe_softmax_backward_data",
     "activation": "gelu_backward silu_backward mish_backward sigmoid_backward tanh_backward elu_backward softplus_backward "
@@ -85,7 +86,8 @@ _BACKWARD = {
     "relu": "threshold_backward hardtanh_backward leaky_relu_backward masked_gradient positive_gradient",
     "dropout": "native_dropout_backward _masked_scale kept_scale",
     "max_pool": "max_pool2d_with_indices_backward max_pool3d_with_indices_backward adaptive_max_pool2d_backward "
-    "adaptive_max_pool3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward max_pool2d_gradient",
+    "adaptive_max_pool3d_backward fractional_max_pool2d_backward fractional_max_pool3d_backward max_pool2d_gradient "
+    "innermost_max_pool_backward",
     "avg_pool": "avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward "
     "upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward upsample_linear1d_backward "
     "upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward _upsample_nearest_exact1d_backward "

@@ -47,6 +47,9 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
     if name == "swat_convolution":
         x, _, w, _, stride, padding, dilation, transposed, output_padding, groups, *_ = arguments
         return _convolution(split, x, w, operation.output, (stride, padding, dilation, transposed, output_padding, groups))
+    if name == "masked_convolution":
+        x, w, _, _, _, stride, padding, dilation, groups, _ = arguments
+        return _convolution(split, x, w, operation.output, (stride, padding, dilation, False, [0] * len(stride), groups))
     if name == "swat_linear":
         return _product(
             split, arguments[0].reshape(-1, arguments[0].shape[-1]).shape, arguments[2].t().shape, arguments[0], arguments[2], "linear"

@@ -67,3 +67,19 @@ def blocks(count: int, elements_each: int, limit: int) -> Iterator[slice]:
     step = max(1, limit // max(elements_each, 1))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+def is_innermost(tensor: Tensor) -> bool:
+    """Return whether a tensor (N, C, H, W) of several samples lies in memory as (C, H, W, N): batch innermost."""
+    return tensor.dim() == 4 and tensor.shape[0] > 1 and tensor.stride(0) == 1 and tensor.permute(1, 2, 3, 0).is_contiguous()
+
+
+def empty_innermost(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a new tensor (N, C, H, W), batch innermost, of another's dtype and device."""
+    n, _, height, width = shape
+    return like.new_empty_strided(list(shape), [1, height * width * n, width * n, n])
+
+
+def as_innermost(tensor: Tensor) -> Tensor:
+    """Return the tensor batch innermost: itself if it is."""
+    return tensor if is_innermost(tensor) else empty_innermost(tensor, tensor.shape).copy_(tensor)
