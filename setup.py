@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FLOORS = {"fxsparse": "fxsparse", "fxsparse.passes": "passes", "fxsparse.cost_model": "cost_model"}
@@ -59,8 +60,15 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(made, str(target), libraries=["m"])
 
 
+class OneWheel(bdist_wheel):
+    """One wheel for each machine: the library is no extension of Python's, and fits every version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 SOURCES = ["passes/kernels/kernels.c", "passes/kernels/sparse.c", "passes/kernels/level.c"]  # the last has no levels
 HEADERS = sorted(str(file) for file in Path("passes/kernels").glob("*.h"))
 KERNELS = Extension("fxsparse.passes.kernels.native", SOURCES, depends=HEADERS, optional=True)
 
-setup(packages=packages(), package_dir=FLOORS, ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels})
+setup(packages=packages(), package_dir=FLOORS, ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels, "bdist_wheel": OneWheel})
