@@ -115,9 +115,10 @@ def pack_activation(
 
 def tile_of(size: tuple[int, int], classes: tuple[int, int]) -> tuple[int, int]:
     """Return rows and columns of a tile, multiples of the classes."""
-    side = max(int(PIXELS**0.5) + 1, 1)
-    columns = even(size[1], side if size[0] > side else max(PIXELS // size[0], 1)) if size[1] else 1
-    rows = even(size[0], max(PIXELS // columns, 1)) if size[0] else 1
+    pixels = PIXELS * min(classes[0] * classes[1], 2)  # classes have short lists
+    side = max(int(pixels**0.5) + 1, 1)
+    columns = even(size[1], side if size[0] > side else max(pixels // size[0], 1)) if size[1] else 1
+    rows = even(size[0], max(pixels // columns, 1)) if size[0] else 1
     return -(-rows // classes[0]) * classes[0], -(-columns // classes[1]) * classes[1]
 
 
