@@ -52,9 +52,12 @@ INLINE int put_strip(const float *line, uint32_t kept, uint32_t position, float 
     const four given = *(const loose_four *)line;
 #if LANES == 16
     *(loose_four *)values = (four)_mm_maskz_compress_ps((__mmask8)kept, (__m128)given);
-#else
+#elif defined(__GNUC__) && !defined(__clang__)
     const uint16_t *from = MEMBERS[kept];
     *(loose_four *)values = __builtin_shuffle(given, (four_lanes){from[0], from[1], from[2], from[3]});
+#else
+    const uint16_t *from = MEMBERS[kept];
+    *(loose_four *)values = (four){given[from[0]], given[from[1]], given[from[2]], given[from[3]]};
 #endif
     return __builtin_popcount(kept);
 }
@@ -72,6 +75,7 @@ INLINE int64_t pack_channel(const pack_t *p, const float *x, float threshold, in
             for (int64_t column = left + class % p->classes_across; column < right; column += p->classes_across) {
                 float copied[SAMPLES];
                 const float *line = samples_at(p, x, sample, row, column, p->samples - sample - column * p->lane_step, copied);
+                __builtin_prefetch(line + 2 * p->x_channel); /* two channels on: the next lines are too far from each other to be foreseen */
                 const uint32_t bits = kept_samples(line, threshold), pixel = (uint32_t)((row - top) * p->columns + column - left);
                 UNROLL for (int strip = 0; strip < STRIPS; strip++) {
                     const int64_t at = strip * (size + STRIP) + ends[strip];
@@ -151,7 +155,7 @@ EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p
                 base = used;
                 used += size;
             }
-            if (base + size <= capacity) {
+            if (size && base + size <= capacity) {
                 memcpy(values + base, packed, (size_t)size * sizeof *values);
                 memcpy(positions + base, places, (size_t)size * sizeof *positions);
             }
