@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from .clone import clone_modules, is_lazy
+from .few_steps import in_few_steps
 from .module_kinds import is_leaf, python_modules
 from .watch import StateWatch
 
@@ -79,7 +80,7 @@ class FakeTwin:
                 return self.call(target, args, kwargs)
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
-            return target(*args, **kwargs)
+            return in_few_steps(target, target, args, kwargs)
 
     def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a module's own Python gives. What it writes to attributes is undone: the next call is the first again.
@@ -88,7 +89,7 @@ class FakeTwin:
         """
         module = self.modules[path]
         if is_leaf(module):
-            return module(*args, **kwargs)
+            return in_few_steps(module, module, args, kwargs)
         state = StateWatch(*python_modules(module))
         try:
             return module(*args, **kwargs)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -28,6 +29,7 @@ from torch.utils import _pytree as pytree
 from ..leaves import leaves_of
 from .canonical import as_node, attribute_name, writes_in_place
 from .fake_twin import FakeTwin
+from .few_steps import in_few_steps
 from .flags import TrainingFlag, plain
 from .guarded_calls import guarded_calls
 from .module_kinds import has_hooks, is_leaf
@@ -257,7 +259,7 @@ class Recorder(TorchFunctionMode):
                 self.found.calls.setdefault(absolute, (args, kwargs))
                 with self.twin.recording(absolute) as calls:
                     try:
-                        result = original(module, *args, **kwargs)
+                        result = in_few_steps(module, partial(original, module), args, kwargs)
                     finally:
                         for name, call in calls.items():
                             self.found.calls.setdefault(name, call)

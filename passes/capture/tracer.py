@@ -229,7 +229,8 @@ class CaptureTracer(fx.Tracer):
     def _attempt(self, run: Callable[[], Any], module: nn.Module | None = None, path: str = "") -> Any:
         """What ``run`` returns, or a _Failure after which graph, module and random states are as before."""
         last = next(iter(reversed(self.graph.nodes)), None)
-        state = StateWatch(*python_modules(module)) if module is not None else None
+        own = [] if module is None else [part for part in python_modules(module) if not is_leaf(part)]  # the others run no Python here
+        state = StateWatch(*own) if own else None
         randomness = RandomWatch()
         readings = (self.rank_was_read, self.shapes_were_read, self.dtypes_were_read)
         facts = (dict(self.training_branches), self.misfit, dict(self.left))

@@ -16,6 +16,7 @@ LEAST_RIGHT = {"transformers": 0.98}
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize("suite", SUITES)
 def test_models_are_captured_right(suite: str, request: pytest.FixtureRequest) -> None:
     """All of them, or those named by ``--models``."""

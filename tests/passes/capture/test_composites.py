@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxsparse as fxs
+from fxsparse.passes.capture.capture import capture
+from fxsparse.passes.recurrent import recurrent
 
 from .neutral import assert_whole, compile_neutral
 
@@ -258,3 +261,25 @@ def test_layer_in_a_captured_module_that_python_elsewhere_calls() -> None:
     compiled = compile_neutral(Decoder(), TOKENS)
     assert set(compiled.graphs) == {"attention", "attention.memory"}
     assert set(compiled.sites) == {"attention.query.weight", "attention.memory.weight"}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_long_sequence_is_captured_in_one_step(kind: type[nn.RNNBase], batch_first: bool) -> None:
+    """Each step of thousands would be run on fake tensors, and again for every question about them."""
+
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(4, 3, num_layers=2, bidirectional=True, batch_first=batch_first)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.rnn(x)
+
+    x = torch.randn(3, 4000, 4) if batch_first else torch.randn(4000, 3, 4)
+    began = time.process_time()
+    captured = capture(Long(), ((x,), {}))
+    assert time.process_time() - began < 10
+    assert captured.left == {}
+    [out] = [node for node in captured.forwards["rnn"].current().graph.nodes if node.target is recurrent]
+    assert out.meta["val"][0].shape == (*x.shape[:2], 6)

@@ -393,3 +393,21 @@ def test_what_a_module_remembers_while_it_is_captured_is_forgotten() -> None:
         assert model[1].cache == {}
         for train in (False, True):
             fxs.check(compiled, model, (X,), train=train).raise_if_different()
+
+
+def test_an_attribute_written_to_a_layer_of_torch_is_noticed() -> None:
+    class Marks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.seen = True  # type: ignore[assignment]
+            return self.layer(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Marks())
+    compiled = compile_neutral(model, X)
+    assert any("'seen'" in reason for reason in compiled.report.left.values())
+    assert not hasattr(model[1].layer, "seen")
+    compiled(X)
+    assert compiled._root[1].layer.seen
