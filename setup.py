@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from setuptools.command.build_ext import build_ext
 FLOORS = {"fxsparse": "fxsparse", "fxsparse.passes": "passes", "fxsparse.cost_model": "cost_model"}
 
 # Codes must come out as PyTorch's: no contraction of a product and a sum into one operation.
-FLAGS = ["-std=gnu11", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = [
+    "-std=gnu11",
+    *([] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]),
+    "-g0",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
 LEVELS = {
     "portable": [],
     "avx2": ["-mavx2"],

@@ -47,7 +47,7 @@ EXPORT void KERNEL(sparse_dense)(const float *values, int64_t rows, int64_t colu
                                  int threads) {
 #pragma omp parallel for num_threads(team(threads, rows *columns)) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        memset(w + row * columns, 0, (size_t)columns * sizeof *w);
+        for (int64_t i = 0; i < columns; i++) w[row * columns + i] = 0.0f;
         for (int64_t k = starts[row]; k < starts[row + 1]; k++) w[row * columns + found[k]] = values[k];
     }
 }

@@ -79,7 +79,7 @@ EXPORT void KERNEL(sparse_kept)(const float *x, const float *g, const plan_t *p,
 #pragma omp single
         several = omp_get_num_threads();
 #endif
-        memset(own, 0, (size_t)entries * sizeof *own);
+        for (int64_t k = 0; k < entries; k++) own[k] = 0.0f;
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < count; index++) {
             const tile_t t = tile_at(p, index);

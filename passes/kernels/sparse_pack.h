@@ -151,7 +151,7 @@ EXPORT void KERNEL(sparse_pack)(const float *x, float threshold, const pack_t *p
                 base = used;
                 used += size;
             }
-            if (base + size <= capacity) {
+            if (size && base + size <= capacity) {
                 memcpy(values + base, packed, (size_t)size * sizeof *values);
                 memcpy(positions + base, places, (size_t)size * sizeof *positions);
             }
