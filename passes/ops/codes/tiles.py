@@ -1,7 +1,7 @@
 """Sparse activations in the form that the native kernels of convolutions read, as two tensors: values, and everything else as bytes.
 
 The scheme is "tiles:SH:SW:KIND": the strides of the convolutions that read it divide SH and SW. What is not batch innermost float32 on
-the CPU when the model runs is kept as KIND says, "gaps" or "bitmap".
+the CPU when the model runs is kept as KIND says, "gaps" or "bitmap". Rows (..., C), contiguous, are samples of one pixel.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def scheme_for(x: Tensor, scheme: str) -> str:
     """The scheme in which a tensor is kept where ``scheme`` was asked for."""
     if not scheme.startswith(TILES):
         return scheme
-    fits = x.dtype == torch.float32 and x.device.type == "cpu" and is_innermost(x) and x.numel() > 0 and library() is not None
+    ordered = is_innermost(x) if x.dim() == 4 else x.dim() in (2, 3) and x.is_contiguous()
+    fits = ordered and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and library() is not None
     return scheme if fits else of_sparse(scheme.rpartition(":")[2])
 
 
 def form(shape: Sequence[int], scheme: str) -> tuple[tuple[int, int], tuple[int, int, int]]:
-    """Rows and columns of a tile of a tensor (N, C, H, W), and the shape of its table of where lists start."""
-    n, channels, height, width = shape
+    """Rows and columns of a tile of a tensor (N, C, H, W) or (..., C), and the shape of its table of where lists start."""
+    n, channels, height, width = shape if len(shape) == 4 else (math.prod(shape[:-1]), shape[-1], 1, 1)
     classes, groups = _classes(scheme), -(-n // SAMPLES)
     single = (height, width) == (1, 1)
     size = (1, groups) if single else (height, width)
@@ -46,7 +47,7 @@ def form(shape: Sequence[int], scheme: str) -> tuple[tuple[int, int], tuple[int,
 
 def pack(x: Tensor, threshold: float, scheme: str, density: float) -> tuple[Tensor, Tensor]:
     """Return the bytes and the values of those elements of x that reach the threshold."""
-    made = pack_activation(x, threshold, _classes(scheme), density)
+    made = pack_activation(x if x.dim() == 4 else x.reshape(-1, x.shape[-1]), threshold, _classes(scheme), density)
     return torch.cat([item.reshape(-1).view(torch.uint8) for item in (made.starts, made.positions)]), made.values
 
 
