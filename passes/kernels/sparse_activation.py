@@ -182,7 +182,7 @@ def grad_weight(
     blocks = groups * -(-outputs // width)
     part = min(channels, max(PART_BYTES // (4 * len(taps) * width), 16), -(-channels * blocks // (2 * torch.get_num_threads())))
     part = -(-channels // -(-channels // part))
-    work = part * len(taps) * width + STRIPS * pixels * STRIP * width
+    work = part * len(taps) * width + (SAMPLES + 2) * pixels * width
     joined = STRIPS if len(taps) == 1 and len(runs) == 1 else 1
     plan_numbers = [groups, channels, outputs, activation.shape[0], lane_step, strides[1], *strides[2:], strides[0], *g_size, rows, columns]
     plan_numbers += [-(-size[0] // rows), -(-size[1] // columns), *stride, len(down.lines), pitch, v, part, -(-channels // part)]

@@ -29,6 +29,8 @@ typedef struct {
     const int64_t *taps, *leads;   /* their numbers, and where in the buffer they lead from a position's line */
     float *sums;
     int64_t channels, lists, length, all_taps; /* from one channel to the next; from a list's start to its end */
+    const float **ahead;                       /* lines to be fetched meanwhile, a share for each channel */
+    int64_t fetched, to_fetch, share;
 } lists_t;
 
 /* from, `lead` bytes on; the lead is read from memory each time, since there are more of them than registers. */
@@ -41,13 +43,15 @@ INLINE const float *led(const float *from, const int64_t *lead) {
 #endif
 }
 
-INLINE void add_products(const int T, const int V, const lists_t *given) {
+INLINE void add_products(const int T, const int V, lists_t *given) {
     const lists_t copy = *given, *job = &copy;
+    int64_t fetched = job->fetched;
     int64_t leads[MOST_TAPS];
     for (int t = 0; t < T; t++) leads[t] = job->leads[t] * (int64_t)sizeof(float);
     for (int64_t c = 0; c < job->channels; c++) {
         const int32_t *start = job->starts + c * job->lists;
-        const int64_t end = start[job->length];
+        const int64_t end = start[job->length], last = least(fetched + job->share, job->to_fetch);
+        for (; fetched < last; fetched++) __builtin_prefetch(job->ahead[fetched], 0, 2);
         if (start[0] == end) continue;
         float *line = job->sums + c * job->all_taps * V * LANES;
         vec sums[ROOM];
@@ -66,6 +70,7 @@ INLINE void add_products(const int T, const int V, const lists_t *given) {
             UNROLL for (int v = 0; v < V; v++) store(line + (job->taps[t] * V + v) * LANES, sums[t * V + v]);
         }
     }
+    given->fetched = fetched;
 }
 
 #define MOST_VECTORS 8
@@ -77,10 +82,10 @@ INLINE void add_products(const int T, const int V, const lists_t *given) {
 #define GRADS_3(F)
 #endif
 #define ALL_GRADS(F) GRADS_1(F) GRADS_2(F) GRADS_3(F)
-#define GRAD_OF(T, V) static void add_products_##T##_##V(const lists_t *job) { add_products(T, V, job); }
+#define GRAD_OF(T, V) static void add_products_##T##_##V(lists_t *job) { add_products(T, V, job); }
 ALL_GRADS(GRAD_OF)
 #define GRAD_AT(T, V) [T][V] = add_products_##T##_##V,
-static void (*const ADD_PRODUCTS[MOST_TAPS + 1][MOST_VECTORS + 1])(const lists_t *) = {ALL_GRADS(GRAD_AT)};
+static void (*const ADD_PRODUCTS[MOST_TAPS + 1][MOST_VECTORS + 1])(lists_t *) = {ALL_GRADS(GRAD_AT)};
 
 /* Turns the gradients of a tile so that output channels are innermost; `outputs` are left of them. */
 static void turn_gradient(const grad_t *p, const float *restrict g, int64_t sample, int64_t top, int64_t left, const int32_t *down,
@@ -116,6 +121,24 @@ static void turn_gradient(const grad_t *p, const float *restrict g, int64_t samp
         }
 }
 
+/* Lists the lines that turn_gradient is to read, and returns how many. */
+static int64_t list_gradient(const grad_t *p, const float *g, int64_t sample, int64_t top, int64_t left, const int32_t *down,
+                             const int32_t *across, int64_t outputs, const float **list) {
+    int64_t count = 0;
+    if (p->g_sample != 1) return 0;
+    for (int64_t o = 0; o < least(outputs, p->vectors * LANES); o++)
+        for (int64_t i = 0; i < p->lines_down; i++) {
+            const int64_t row = top + down[i];
+            if (row < 0 || row >= p->out_rows) continue;
+            for (int64_t j = 0; j < p->lines_across; j++) {
+                const int64_t column = left + across[j];
+                if (column >= 0 && column < p->out_columns)
+                    list[count++] = g + o * p->g_channel + row * p->g_row + column * p->g_column + sample * p->g_sample;
+            }
+        }
+    return count;
+}
+
 /* Stores the gradient of a weight (outputs of all groups, channels, taps). `runs` and for each run its taps' numbers and leads in `taps` and
  * `leads`; `table`: for each position in a tile its line. */
 EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *down, const int32_t *across, const run_t *runs, const int64_t *taps,
@@ -133,18 +156,26 @@ EXPORT void KERNEL(sparse_grad)(const float *g, const grad_t *p, const int32_t *
         float *sums = work;
 #endif
         float *buffer = sums + room;
+        const float **ahead = (const float **)(void *)(buffer + SAMPLES * p->lines_down * p->lines_across * width);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < units; unit++) {
             const int64_t part = unit % p->parts * p->part, block = unit / p->parts % blocks * width, group = unit / p->parts / blocks;
             const int64_t channels = least(p->part, p->channels - part), outputs = least(width, p->outputs - block);
             memset(sums, 0, (size_t)(channels * p->taps * width) * sizeof *sums);
             for (int64_t tile = 0; tile < tiles; tile++) {
-                const int64_t sample = tile % sample_groups * SAMPLES, left = tile / sample_groups % p->across * p->columns / p->stride_columns;
-                const int64_t top = tile / sample_groups / p->across * p->rows / p->stride_rows;
                 const float *from = g + (group * p->outputs + block) * p->g_channel;
+                int64_t sample = tile % sample_groups * SAMPLES, left = tile / sample_groups % p->across * p->columns / p->stride_columns;
+                int64_t top = tile / sample_groups / p->across * p->rows / p->stride_rows;
                 turn_gradient(p, from, sample, top, left, down, across, outputs, buffer);
-                lists_t job = {.buffer = buffer, .values = values, .positions = positions, .table = table};
+                lists_t job = {.buffer = buffer, .values = values, .positions = positions, .table = table, .ahead = ahead};
                 job.lists = lists, job.all_taps = p->taps;
+                if (tile + 1 < tiles) { /* the next tile's gradient is fetched while this one is multiplied */
+                    sample = (tile + 1) % sample_groups * SAMPLES;
+                    left = (tile + 1) / sample_groups % p->across * p->columns / p->stride_columns;
+                    top = (tile + 1) / sample_groups / p->across * p->rows / p->stride_rows;
+                    job.to_fetch = list_gradient(p, from, sample, top, left, down, across, outputs, ahead);
+                    job.share = up(job.to_fetch, channels * STRIPS / p->joined);
+                }
                 for (int64_t strip = 0; strip < STRIPS; strip += p->joined)
                     for (int64_t channel = 0; channel < channels; channel += job.channels) {
                         const int64_t number = group * p->channels + part + channel, in_chunk = number % CHUNK;

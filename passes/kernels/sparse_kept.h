@@ -56,9 +56,11 @@ static void pack_gradient(const plan_t *p, const tile_t *t, const float *restric
     }
     for (int64_t o = 0; o < t->outputs; o++)
         for (int64_t r = 0; r < t->rows; r++)
-            for (int64_t q = 0; q < t->columns; q++, packed += LANES)
-                gather_line(g + o * p->y_channel + r * p->y_row + q * p->y_column, p->y_sample,
-                            p->samples - t->sample - (t->column + q) * p->lane_step, packed);
+            for (int64_t q = 0; q < t->columns; q++, packed += LANES) {
+                const float *from = g + o * p->y_channel + r * p->y_row + q * p->y_column;
+                __builtin_prefetch(from + 4 * p->y_channel);
+                gather_line(from, p->y_sample, p->samples - t->sample - (t->column + q) * p->lane_step, packed);
+            }
 }
 
 /* Stores the gradients of a program's entries, each where `order` says, for x and the gradient g of the convolution's result, which stands

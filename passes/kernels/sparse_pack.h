@@ -72,6 +72,7 @@ INLINE int64_t pack_channel(const pack_t *p, const float *x, float threshold, in
             for (int64_t column = left + class % p->classes_across; column < right; column += p->classes_across) {
                 float copied[SAMPLES];
                 const float *line = samples_at(p, x, sample, row, column, p->samples - sample - column * p->lane_step, copied);
+                __builtin_prefetch(line + 2 * p->x_channel); /* two channels on: the next lines are too far from each other to be foreseen */
                 const uint32_t bits = kept_samples(line, threshold), pixel = (uint32_t)((row - top) * p->columns + column - left);
                 UNROLL for (int strip = 0; strip < STRIPS; strip++) {
                     const int64_t at = strip * (size + STRIP) + ends[strip];

@@ -25,7 +25,7 @@ LEVELS = levels()
 FEATURES = st.sampled_from([1, 3, 16, 17, 33, 64, 100])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from([0, 1, 2, 5, 16, 33]), max_size=3), FEATURES, FEATURES, DENSITIES, SEEDS, st.booleans(), st.booleans(),
     st.floats(0, 3),
