@@ -21,6 +21,7 @@ LARGE = 4 << 20  # bytes from which a tensor is worth pages of its own
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _POINTER, _LONG, _UNSIGNED, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
+_FLOAT = ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
     "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
     "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
@@ -48,6 +49,7 @@ _INNERMOST_SIGNATURES: dict[str, list[Any]] = {
     "channel_norm_backward": [_POINTER] * 7 + [_LONG] * 2 + [_INT] * 2 + [_POINTER] * 4 + [_INT],
     "innermost_max_pool": [_POINTER] + [_LONG] * 6 + [_POINTER] * 3 + [_INT],
     "innermost_max_pool_backward": [_POINTER] * 2 + [_LONG] * 6 + [_POINTER] * 2 + [_INT],
+    "between": [_POINTER, _LONG, _FLOAT, _FLOAT, _POINTER, _LONG, _POINTER, _INT],
     "swap_outer": [_POINTER] + [_LONG] * 3 + [_POINTER, _INT],
 }
 _OF_FLOAT32 = {**_SPARSE_SIGNATURES, **_INNERMOST_SIGNATURES}
@@ -95,7 +97,8 @@ class Library:
     def empty_innermost(self, shape: Sequence[int]) -> Tensor:
         """Return such a tensor (N, C, H, W) whose samples are innermost in memory."""
         n, *rest = shape
-        return self.empty(*rest, n).permute(3, 0, 1, 2)
+        made = self.empty(*rest, n).permute(3, 0, 1, 2)
+        return torch.ops.aten._unsafe_view.default(made, made.shape)  # type: ignore[no-any-return]  # no view: autograd adds to it in place
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         """Calls a kernel for elements of ``dtype``, on as many threads as torch uses; tensors are passed by address."""

@@ -11,7 +11,7 @@ from ..kernels import innermost as native
 from ..kernels.library import Library, kernels_for
 from .codes.layout import as_innermost, empty_innermost, is_innermost
 from .derivative import once
-from .operator import operator, owned
+from .operator import operator
 
 aten = torch.ops.aten
 
@@ -42,7 +42,7 @@ def innermost_norm(
         return _reference(x, added, weight, bias, mean, var, batch, momentum, eps, relu)
     if batch:
         _check_several(x)
-    y = owned(kernels.empty_innermost(x.shape))
+    y = kernels.empty_innermost(x.shape)
     mask = _empty_mask(x, added, relu)
     other = None if added is None else as_innermost(added.to(x.dtype))
     tables = (_table(weight), _table(bias))

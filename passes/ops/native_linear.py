@@ -51,7 +51,7 @@ def native_linear_backward(
     grad = grad.contiguous()
     flat, gx, gw = grad.reshape(-1, w_shape[0]), grad.new_empty(0), grad.new_empty(0)
     if w is not None:
-        gx = sparse_linear.linear_grad_input(grad, index_weight(w)) if "i" in native else (flat @ w).view(list(x_shape))
+        gx = owned(sparse_linear.linear_grad_input(grad, index_weight(w))) if "i" in native else (flat @ w).view(list(x_shape))
     if where is not None and values is not None:
         rows = [flat.shape[0], w_shape[1], 1, 1]
         gw = sparse_linear.linear_grad_weight(grad, unpack(where, values, rows, scheme), list(w_shape))

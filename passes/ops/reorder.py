@@ -10,7 +10,7 @@ from torch import Tensor
 from ..kernels import innermost as native
 from ..kernels.library import kernels_for
 from .codes.layout import empty_innermost, is_innermost
-from .operator import operator, owned
+from .operator import operator
 
 INNERMOST, CONTIGUOUS, CHANNELS_LAST = "innermost", "contiguous", "channels_last"
 
@@ -24,7 +24,7 @@ def reorder(x: Tensor, order: str) -> Tensor:
     kernels = kernels_for(x) if x.dtype == torch.float32 and x.numel() else None
     n, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     source = order_of(x)
-    out = owned(kernels.empty_innermost(x.shape)) if kernels is not None and order == INNERMOST else empty_in(x, order)
+    out = kernels.empty_innermost(x.shape) if kernels is not None and order == INNERMOST else empty_in(x, order)
     if kernels is None or source is None or (source == INNERMOST) == (order == INNERMOST):
         return out.copy_(x)
     inwards = order == INNERMOST
