@@ -17,6 +17,7 @@ SAMPLES, STRIP, STRIPS, CHUNK = 16, 4, 4, 32  # of a tile; see sparse_pack.h
 MOST_TAPS = 9  # that are summed at a time
 PIXELS = 56  # of a tile: enough for lists of some length, few enough for the gradient of a tile to stay in a first-level cache
 MOST_PIXELS = 2**16 // SAMPLES  # of a tile, whose positions are 16-bit numbers
+GRADIENT_BYTES = 41 << 10  # of a strip of a tile: some more than a first-level cache
 PART_BYTES = 512 << 10  # of sums that a thread works on: a share of a second-level cache
 
 
@@ -27,6 +28,7 @@ class SparseActivation:
     Attributes:
         tile: rows and columns of a tile.
         classes: pixels are told apart by the remainders of row and column by these.
+        step: only every so many rows and columns of the tensor that was packed are in `shape`.
         lane_step: 0, or how many samples each step to the right passes: x has rows alone, which stand as pixels.
         starts: where each list starts, (tiles, chunks of channels, lists of a chunk + 1).
     """
@@ -35,6 +37,7 @@ class SparseActivation:
     shape: tuple[int, int, int, int]
     tile: tuple[int, int]
     classes: tuple[int, int]
+    step: tuple[int, int]
     lane_step: int
     starts: Tensor
     values: Tensor
@@ -55,12 +58,18 @@ class SparseActivation:
 
 
 def pack_activation(
-    x: Tensor, threshold: float, stride: Sequence[int] = (1, 1), density: float | None = None, kernels: Library | None = None
+    x: Tensor,
+    threshold: float,
+    stride: Sequence[int] = (1, 1),
+    density: float | None = None,
+    kernels: Library | None = None,
+    is_for_points: bool = False,
 ) -> SparseActivation:
     """Return the elements of x (N, C, *space) or rows (N, C) with |x| >= threshold but 0, and what cannot be compared, in one pass.
 
     `stride` must be a multiple of that of the convolutions that the activation is for. `density`, the share that is expected to be kept,
     tells how much room to make; without it, or where it is wrong, the elements are counted first. Samples are best innermost in memory.
+    `is_for_points`: the convolutions have kernels of one element, this stride and no padding, so that other pixels need not be kept.
 
     Raises: ValueError for a type other than float32 and for strides too long for 16-bit positions; RuntimeError without native kernels.
     """
@@ -71,8 +80,11 @@ def pack_activation(
         raise ValueError(f"a sparse activation is made of float32 on the CPU, got {x.dtype} on {x.device}")
     x = x.detach()
     plane = x if x.dim() == 4 else x.unsqueeze(2) if x.dim() == 3 else x[:, :, None, None]
-    shape = plane.shape[0], plane.shape[1], plane.shape[2], plane.shape[3]
     classes = (1, *stride)[-2:]
+    step = (classes[0], classes[1]) if is_for_points else (1, 1)
+    if is_for_points:
+        plane, classes = plane[:, :, :: step[0], :: step[1]], (1, 1)
+    shape = plane.shape[0], plane.shape[1], plane.shape[2], plane.shape[3]
     strides, lane_step, size = list(plane.stride()), 0, shape[2:]
     if size == (1, 1):
         lane_step, size = SAMPLES, (1, -(-shape[0] // SAMPLES))
@@ -98,14 +110,15 @@ def pack_activation(
     if room - total.value > room // 8:
         values, positions = values[: total.value].clone(), positions[: total.value].clone()
     values, positions = values[: total.value], positions[: total.value]
-    return SparseActivation(kernels, shape, (rows, columns), (classes[0], classes[1]), lane_step, starts, values, positions)
+    return SparseActivation(kernels, shape, (rows, columns), (classes[0], classes[1]), step, lane_step, starts, values, positions)
 
 
 def tile_of(size: tuple[int, int], classes: tuple[int, int]) -> tuple[int, int]:
     """Return rows and columns of a tile, multiples of the classes."""
-    side = max(int(PIXELS**0.5) + 1, 1)
-    columns = even(size[1], side if size[0] > side else max(PIXELS // size[0], 1)) if size[1] else 1
-    rows = even(size[0], max(PIXELS // columns, 1)) if size[0] else 1
+    pixels = PIXELS * min(classes[0] * classes[1], 2)  # classes have short lists
+    side = max(int(pixels**0.5) + 1, 1)
+    columns = even(size[1], side if size[0] > side else max(pixels // size[0], 1)) if size[1] else 1
+    rows = even(size[0], max(pixels // columns, 1)) if size[0] else 1
     return -(-rows // classes[0]) * classes[0], -(-columns // classes[1]) * classes[1]
 
 
@@ -129,6 +142,10 @@ def conv_grad_weight(
     sh, sw = (1, *stride)[-2:]
     ph, pw = (0, *padding)[-2:] if is_line else padding
     dh, dw = (1, *dilation)[-2:]
+    if activation.step != (1, 1):
+        if activation.step != (sh, sw) or kernel != (1, 1) or (ph, pw) != (0, 0):
+            raise ValueError(f"a sparse activation for kernels of one element and strides {list(activation.step)} was given to another one")
+        sh, sw = 1, 1
     if activation.classes[0] % sh or activation.classes[1] % sw:
         raise ValueError(f"a sparse activation packed for strides {list(activation.classes)} was given to a convolution of {list(stride)}")
     taps = [(a * dh - ph, b * dw - pw) for a in range(kernel[0]) for b in range(kernel[1])]
@@ -172,7 +189,7 @@ def grad_weight(
     down = axis(tuple(end[0] for end in ends), 1, rows // stride[0])
     across = axis(tuple(end[1] for end in ends), 1, columns // stride[1])
     pitch, pixels = len(across.lines), len(down.lines) * len(across.lines)
-    v = vectors or best_vectors(outputs, lanes, ROOM[level], len(taps))
+    v = vectors or best_vectors(outputs, lanes, ROOM[level], max(run[2] for run in runs), pixels)
     width = v * lanes
     leads = [(a * pitch + b) * STRIP * width for a, b in zip(down.starts, across.starts, strict=True)]
     table = [
@@ -194,9 +211,11 @@ def grad_weight(
     return out
 
 
-def best_vectors(outputs: int, lanes: int, room: int, taps: int) -> int:
-    """Return how many vectors of output channels are summed at a time."""
-    return max(1, min(2, room // min(taps, MOST_TAPS), -(-outputs // lanes)))
+def best_vectors(outputs: int, lanes: int, room: int, taps: int, pixels: int) -> int:
+    """Return how many vectors of output channels are summed at a time, of at most `taps` taps and over a tile of `pixels`."""
+    fit = max(GRADIENT_BYTES // (pixels * STRIP * 4 * lanes), 1)
+    most = min(fit, room // min(taps, MOST_TAPS), -(-outputs // lanes))
+    return max(v for v in (1, 2, 3, 4, 6, 8) if v <= max(most, 1))
 
 
 def _meet(row: int, column: int, tap: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int] | None:

@@ -52,9 +52,12 @@ INLINE int put_strip(const float *line, uint32_t kept, uint32_t position, float 
     const four given = *(const loose_four *)line;
 #if LANES == 16
     *(loose_four *)values = (four)_mm_maskz_compress_ps((__mmask8)kept, (__m128)given);
-#else
+#elif defined(__GNUC__) && !defined(__clang__)
     const uint16_t *from = MEMBERS[kept];
     *(loose_four *)values = __builtin_shuffle(given, (four_lanes){from[0], from[1], from[2], from[3]});
+#else
+    const uint16_t *from = MEMBERS[kept];
+    *(loose_four *)values = (four){given[from[0]], given[from[1]], given[from[2]], given[from[3]]};
 #endif
     return __builtin_popcount(kept);
 }

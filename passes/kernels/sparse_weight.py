@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Pattern:
             rows, size = order.starts.numel() - 1, order.columns.numel()
             segments = torch.empty(tiling.blocks * rows + 1, dtype=torch.int64)
             offsets, places = torch.empty_like(order.columns), torch.empty_like(order.columns)
-            table = torch.tensor(tiling.offsets(), dtype=torch.int32)
+            table = _offsets(tiling)
             width = tiling.block * len(tiling.taps)
             given = (order.starts, order.columns, 0 if order.places is None else order.places, rows, table, width, tiling.blocks)
             self.kernels.call("sparse_program", torch.float32, *given, segments, offsets, places)
@@ -149,6 +150,11 @@ def index_weight(w_hat: Tensor, kept: Tensor | None = None, kernels: Library | N
     columns, values = torch.empty(count, dtype=torch.int32), torch.empty(count)
     kernels.call("sparse_index", torch.float32, w, mask, rows, size, starts, columns, values)
     return SparseWeight(Pattern(kernels, w.shape, starts, columns), values)
+
+
+@lru_cache(maxsize=256)
+def _offsets(tiling: Tiling) -> Tensor:
+    return torch.tensor(tiling.offsets(), dtype=torch.int32)
 
 
 def takes_weight(w: Tensor) -> str | None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 LANES = {"avx512": 16, "avx2": 8, "portable": 4}  # floats in a vector
 ROOM = {"avx512": 28, "avx2": 12, "portable": 12}  # sums that stay in registers
 MOST_ROWS = 4
-BUFFER = 28 << 10  # bytes of packed input: most of a first-level cache
+BUFFER = 36 << 10  # bytes of packed input: about a first-level cache
 PIXELS = 16, 8  # of a tile, with several taps and with one: few let a buffer hold many channels, so that sums are seldom put down
 SUMS = 256 << 10  # bytes of sums between blocks of channels: a share of a second-level cache
 

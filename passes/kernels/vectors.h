@@ -50,6 +50,17 @@ typedef int32_t lane_t __attribute__((vector_size(4 * LANES)));
 #define NUMBERS {0, 1, 2, 3}
 #endif
 
+/* The lanes of two vectors that `which` numbers. */
+INLINE vec choose(vec a, vec b, lane_t which) {
+#if defined(__GNUC__) && !defined(__clang__)
+    return __builtin_shuffle(a, b, which);
+#else
+    vec found = a;
+    for (int j = 0; j < LANES; j++) found[j] = which[j] < LANES ? a[which[j]] : b[which[j] - LANES];
+    return found;
+#endif
+}
+
 /* Turns a square of vectors over its diagonal, by exchanging ever larger blocks of lanes. */
 INLINE void turn_square(vec square[LANES]) {
     const lane_t number = NUMBERS;
@@ -58,8 +69,8 @@ INLINE void turn_square(vec square[LANES]) {
         UNROLL for (int i = 0; i < LANES; i++) {
             if (i & size) continue;
             const vec a = square[i], b = square[i + size];
-            square[i] = __builtin_shuffle(a, b, low);
-            square[i + size] = __builtin_shuffle(a, b, high);
+            square[i] = choose(a, b, low);
+            square[i + size] = choose(a, b, high);
         }
     }
 }

@@ -91,9 +91,9 @@ def of_layer(what: str, channels: int, outputs: int, kernel: int, size: int, str
     def sparse(sparsity: float) -> Callable[[], object]:
         bound = bound_of(x, sparsity)
         if what == "pack":
-            return lambda: pack_activation(x_inner, bound, (stride, stride), 1 - sparsity)
+            return lambda: pack_activation(x_inner, bound, (stride, stride), 1 - sparsity, is_for_points=kernel == 1)
         if what == "grad-weight":
-            packed = pack_activation(x_inner, bound, (stride, stride))
+            packed = pack_activation(x_inner, bound, (stride, stride), is_for_points=kernel == 1)
             return lambda: conv_grad_weight(g_inner, packed, w.shape, *geometry)
         weight = index_weight(thin(w, sparsity))
         if what == "forward":

@@ -125,6 +125,23 @@ def test_bytes_of_a_sparse_activation() -> None:
     assert packed.nbytes < 0.17 * 4 * x.numel()
 
 
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.7]))
+def test_an_activation_for_points_holds_what_they_read(case: Case, step: int, threshold: float) -> None:
+    w = case.w[(..., *[slice(1)] * (case.x.dim() - 2))]
+    geometry = (step,) * (w.dim() - 2), (0,) * (w.dim() - 2), (1,) * (w.dim() - 2), case.groups
+    points = Case(case.x, w, None, case.x, *geometry)
+    grad = noise(tuple(points.dense(case.x, w, None).shape), 3)
+    kept = torch.where(case.x.abs() >= threshold, case.x, 0)
+    (_, exact), (_, magnitude) = points.gradients(kept, w, grad), points.gradients(kept.abs(), w, grad.abs())
+    for kernels in LEVELS:
+        activation = pack_activation(case.x, threshold, geometry[0], None, kernels, is_for_points=True)
+        assert_rounded(conv_grad_weight(grad, activation, w.shape, *geometry), exact, magnitude, grad[:, 0].numel())
+    if step > 1:
+        with pytest.raises(ValueError, match="was given to another one"):
+            conv_grad_weight(grad, activation, w.shape, (1,) * (w.dim() - 2), *geometry[1:])
+
+
 def test_an_activation_for_other_strides_is_refused() -> None:
     with pytest.raises(ValueError, match=r"packed for strides \[1, 1\] was given to a convolution of \[2, 2\]"):
         conv_grad_weight(torch.ones(1, 1, 2, 2), pack_activation(torch.ones(1, 1, 4, 4), 0.5), (1, 1, 1, 1), (2, 2), (0, 0), (1, 1), 1)
