@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.library import library
-from ...kernels.sparse_activation import CHUNK, SAMPLES, STRIPS, SparseActivation, pack_activation, tile_of
+from ...kernels.sparse_activation import CHUNK, MOST_PIXELS, SAMPLES, STRIPS, SparseActivation, pack_activation, tile_of
 from .layout import is_innermost
 from .scheme import of_sparse
 
@@ -31,6 +31,7 @@ def scheme_for(x: Tensor, scheme: str) -> str:
         return scheme
     ordered = is_innermost(x) if x.dim() == 4 else x.dim() in (2, 3) and x.is_contiguous()
     fits = ordered and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and library() is not None
+    fits = fits and math.prod(form(x.shape, scheme)[0]) <= MOST_PIXELS
     return scheme if fits else of_sparse(scheme.rpartition(":")[2])
 
 
@@ -59,7 +60,7 @@ def unpack(where: Tensor, values: Tensor, shape: Sequence[int], scheme: str) -> 
     tile, starts = form(shape, scheme)
     end, lane_step = 4 * math.prod(starts), SAMPLES if (height, width) == (1, 1) else 0
     tables = where[:end].view(torch.int32).view(starts), values, where[end:].view(torch.int16)
-    return SparseActivation(kernels, (n, channels, height, width), tile, _classes(scheme), lane_step, *tables)
+    return SparseActivation(kernels, (n, channels, height, width), tile, _classes(scheme), (1, 1), lane_step, *tables)
 
 
 def _classes(scheme: str) -> tuple[int, int]:
