@@ -21,6 +21,7 @@ from fxsparse.passes.capture.origin import place_of_error
 from fxsparse.passes.capture.refusals import reason_of
 from fxsparse.passes.capture.signature import Arguments
 from fxsparse.passes.choose_layout import ChooseLayout
+from fxsparse.passes.choose_linear import ChooseLinear
 from fxsparse.passes.compress_saved import CompressSaved
 from fxsparse.passes.insert_masks import InsertMasks
 from fxsparse.passes.insert_swat import InsertSwat
@@ -180,7 +181,7 @@ class Rewriter:
         inserted: list[GraphPass] = [InsertMasks(path, self.masks, self.names, fuel)] if self.masks else []
         inserted += [InsertSwat(path, self.specs, self.names, first, fuel)] if self.specs else []
         if (self.specs or self.masks) and not self.reference and not self.kept:
-            inserted.append(ChooseLayout(path, self.specs, self.masks, everything=self.backend == "native"))
+            inserted += [kind(path, self.specs, self.masks, everything=self.backend == "native") for kind in (ChooseLayout, ChooseLinear)]
         if self.kept or self.specs:
             inserted.append(CompressSaved(path, self.kept.blpa, self.kept.saved, self.names, fuel, self.reference))
         if keep is not None:
@@ -294,7 +295,7 @@ def _report(model: nn.Module, captured: Capture, plan: Plan, sites: Mapping[str,
     skips: tuple[Skip, ...] = (*plan.skips, *(skip for result in results for skip in result.skips))
     swat = _applied(plan.specs, "insert_swat", results)
     masks = _applied(plan.masks.specs, "insert_masks", results)
-    native = {change.site: change.what for change in changes if change.made_by == "choose_layout" and not change.added}
+    native = {change.site: change.what for change in changes if change.what.startswith("native kernels")}
     rows = []
     for name, site in sites.items():
         spec, mask = swat.get(name), masks.get(name)

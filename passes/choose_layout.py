@@ -25,13 +25,13 @@ from torch import fx
 
 from . import meta
 from .base import Change, GraphPass, Skip
-from .contractions import is_masked, path_of
 from .graph import Recorder, Snapshot, differences, value
 from .kernels.library import library
 from .layout.functions import concatenate, enter, leave, swap_samples
 from .layout.parts import Part, is_addition, is_relu, part_of, readers_of
-from .layout.rates import PRODUCTS, Product, Rates
+from .layout.rates import Product, Rates
 from .layout.regions import Region, find_regions
+from .layout.sites import described, site_of_contraction, weight_density, weight_shape
 from .masks.specs import MaskSpec
 from .ops import OPS
 from .ops.codes.tiles import of_tiles
@@ -68,7 +68,7 @@ class ChooseLayout(GraphPass):
         products = {node: product for node in gm.graph.nodes if (product := self._product(gm, node)) is not None}
         outcome: list[Change | Skip] = []
         for region in find_regions(gm, products, self.rates, self.everything) if products else ():
-            convs = {node: self._site(node) for node in region.native}
+            convs = {node: site_of_contraction(node) for node in region.native}
             if region.gain <= (self.rates.margin - 1) * region.dense and not self.everything:
                 reason = "native kernels: what they save, changes of memory order would cost"
                 outcome += [Skip(site=site, reason=reason, graph=self.path) for site in convs.values()]
@@ -76,43 +76,30 @@ class ChooseLayout(GraphPass):
             outcome += _RegionRewriter(gm, self.path, region, convs, products, self.rates).run()
         return tuple(outcome)
 
-    def _site(self, node: fx.Node) -> str:
-        facts = meta.read(node)
-        if "site" not in facts and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
-            facts = meta.read(node.args[1])
-        return str(facts.get("site", ""))
-
     def _product(self, gm: fx.GraphModule, node: fx.Node) -> Product | None:
         """The sizes of a convolution with sparse operands; None for every other node."""
         part = part_of(gm, node)
         if part is None or part.kind != "conv":
             return None
-        site, x, y = self._site(node), value(part.inputs[0]), value(node)
+        site, x, y = site_of_contraction(node), value(part.inputs[0]), value(node)
         spec, mask = self.swat.get(site), self.masks.get(site)
-        shape = _weight_shape(gm, part.facts["weight"])
+        shape = weight_shape(gm, part.facts["weight"])
         if shape is None or (spec is None and mask is None):
             return None
         sizes = [[int(size) for size in tensor.shape] for tensor in (x, y)]
         swat = node.target is OPS.swat_convolution.default
         return Product(
+            elements=math.prod(shape),
             macs=math.prod(sizes[1]) * math.prod(shape[1:]),
             samples=sizes[0][0],
             x_bytes=4 * math.prod(sizes[0]),
             y_bytes=4 * math.prod(sizes[1]),
             groups=part.facts["groups"],
-            weight=(mask.weight_density if mask else 1.0) * (spec.weight_density if spec else 1.0),
+            weight=weight_density(spec, mask),
             activation=spec.activation_density if spec is not None and swat and spec.granularity == "tensor" else 1.0,
             masked=not swat,
             needs_x=bool(getattr(x, "requires_grad", True)),
         )
-
-
-def _weight_shape(gm: fx.GraphModule, weight: fx.Node) -> tuple[int, ...] | None:
-    """The shape of a convolution's weight, whose views are not followed."""
-    source: Any = weight.args[0] if weight.target is OPS.sparsify.default else weight
-    if source.op != "get_attr" and not is_masked(source):
-        return None
-    return tuple(operator.attrgetter(path_of(source))(gm).shape)
 
 
 class _RegionRewriter(Editor):
@@ -147,9 +134,8 @@ class _RegionRewriter(Editor):
         return [*changes, *(self._of_conv(*item) for item in made)]
 
     def _of_conv(self, site: str, native: str, node: fx.Node, product: Product) -> Change:
-        what = ", ".join(name for letter, name in PRODUCTS.items() if letter in native) or "none of its products"
-        share = f"densities {product.weight:.3g} and {product.activation:.3g} of {product.macs / 1e9:.3g} GMAC"
-        return Change(site=site, graph=self.path, node=node.name, what=f"native kernels for {what}", why=share)
+        what, why = described(native, product)
+        return Change(site=site, graph=self.path, node=node.name, what=what, why=why)
 
     # Borders
 

@@ -273,7 +273,7 @@ class SwatRewriter:
         rank = value(x).dim() if isinstance(value(x), torch.Tensor) else 2
         dims = threshold_dims("linear", rank, spec.granularity)
         a_hat, *kept = self._kept(x, spec, index, dims)
-        out = self.make.function(OPS.swat_linear.default, x, a_hat, w_hat, bias, *kept, *follows)
+        out = self.make.function(OPS.swat_linear.default, x, a_hat, w_hat, bias, *kept, *follows, "")
         meta.write(out, site=spec.site, role="contraction")
         return out
 

@@ -274,3 +274,38 @@ EXPORT void KERNEL(swap_outer)(const float *x, int64_t rows, int64_t middle, int
             }
         }
 }
+
+/* Magnitudes between two bounds, for a selection: counts[0] of `count` values are at `upper` or more, counts[1] lie strictly between and
+ * are stored in `found` as far as there is room, counts[2] are no finite numbers. Each thread has its share of the room and `counts`. */
+EXPORT void KERNEL(between)(const float *x, int64_t count, float lower, float upper, float *found, int64_t room, int64_t *counts,
+                            int threads) {
+    enum { STEP = 32 };
+    const int64_t share = up(up(count, threads), STEP) * STEP, own_room = room / threads;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; thread++) {
+        const int64_t first = thread * share, last = least(count, first + share);
+        float *to = found + thread * own_room;
+        int64_t above = 0, inside = 0, odd = 0;
+        for (int64_t at = first; at < last; at += STEP) {
+            const int64_t n = least(STEP, last - at);
+            const float *restrict own = x + at;
+            int32_t high = 0, middle = 0, strange = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const float size = fabsf(own[i]);
+                high += size >= upper;
+                middle += (size > lower) & (size < upper);
+                strange += !(size <= 3.402823466e38f);
+            }
+            above += high, odd += strange;
+            if (!middle) continue;
+            for (int64_t i = 0; i < n; i++) {
+                const float size = fabsf(own[i]);
+                if (size > lower && size < upper) {
+                    if (inside < own_room) to[inside] = size;
+                    inside++;
+                }
+            }
+        }
+        counts[3 * thread] = above, counts[3 * thread + 1] = inside, counts[3 * thread + 2] = odd;
+    }
+}

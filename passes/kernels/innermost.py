@@ -35,7 +35,6 @@ def norm(
     channels = x.shape[1]
     mean, invstd = x.new_empty(channels), x.new_empty(channels)
     length = x.numel() // max(channels, 1)
-    kernels.large_pages(y)
     given = [_address(item) for item in (added, *affine, *running)]
     kernels.call("channel_norm", torch.float32, x, *given, channels, length, *settings, y, _address(mask), mean, invstd)
     return mean, invstd
@@ -55,8 +54,7 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Return the gradients of x, of what was added (None if not asked for), of weight and of bias."""
     channels = x.shape[1]
-    out, added = torch.empty_like(grad), torch.empty_like(grad) if with_added else None
-    kernels.large_pages(out, *([] if added is None else [added]))
+    out, added = kernels.empty_innermost(x.shape), kernels.empty_innermost(x.shape) if with_added else None
     weight, bias = mean.new_empty(channels), mean.new_empty(channels)
     tables = [_address(item) for item in (mask, *affine)]
     length = x.numel() // max(channels, 1)
@@ -74,7 +72,6 @@ def max_pool(kernels: Library, x: Tensor, window: Sequence[int], y: Tensor, plac
 
 def max_pool_backward(kernels: Library, grad: Tensor, places: Tensor, window: Sequence[int], out: Tensor) -> None:
     """Store the gradient of x in `out`."""
-    kernels.large_pages(out)
     n, channels, height, width = out.shape
     sizes = (channels, height, width, n, grad.shape[2], grad.shape[3])
     kernels.call("innermost_max_pool_backward", torch.float32, grad, places, *sizes, (ctypes.c_int64 * 8)(*window), out)
@@ -82,7 +79,6 @@ def max_pool_backward(kernels: Library, grad: Tensor, places: Tensor, window: Se
 
 def swap_outer(kernels: Library, x: Tensor, rows: int, middle: int, columns: int, out: Tensor) -> None:
     """Store x, (rows, middle, columns) in memory, in `out` as (columns, middle, rows)."""
-    kernels.large_pages(out)
     kernels.call("swap_outer", torch.float32, x, rows, middle, columns, out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import Blocks
+
 FILE = Path(__file__).with_name("native.so")
-LARGE = 1 << 23  # bytes of a tensor that gets large pages
 VERSION = 2  # of the kernels' arguments; level.c says the same
 LARGE = 4 << 20  # bytes from which a tensor is worth pages of its own
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _POINTER, _LONG, _UNSIGNED, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
+_FLOAT = ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
     "groups_encode": [_POINTER, _LONG, _LONG, _INT, _INT, _POINTER, _UNSIGNED, _UNSIGNED, _LONG, _LONG, _POINTER, _POINTER, _INT],
     "groups_decode": [_POINTER] * 2 + [_LONG] * 2 + [_INT] * 2 + [_POINTER, _INT],
@@ -46,6 +49,7 @@ _INNERMOST_SIGNATURES: dict[str, list[Any]] = {
     "channel_norm_backward": [_POINTER] * 7 + [_LONG] * 2 + [_INT] * 2 + [_POINTER] * 4 + [_INT],
     "innermost_max_pool": [_POINTER] + [_LONG] * 6 + [_POINTER] * 3 + [_INT],
     "innermost_max_pool_backward": [_POINTER] * 2 + [_LONG] * 6 + [_POINTER] * 2 + [_INT],
+    "between": [_POINTER, _LONG, _FLOAT, _FLOAT, _POINTER, _LONG, _POINTER, _INT],
     "swap_outer": [_POINTER] + [_LONG] * 3 + [_POINTER, _INT],
 }
 _OF_FLOAT32 = {**_SPARSE_SIGNATURES, **_INNERMOST_SIGNATURES}
@@ -56,6 +60,7 @@ class Library:
 
     Attributes:
         level: "avx512", "avx2" or "portable", the vector instructions that it uses on this machine.
+        blocks: memory of large results that is free again.
     """
 
     def __init__(self, file: Path, level: str | None = None) -> None:
@@ -68,6 +73,7 @@ class Library:
         if version != VERSION:
             raise OSError(f"it has version {version}, wanted is {VERSION}")
         self._library.fxs_large_pages.argtypes, self._library.fxs_large_pages.restype = [_POINTER, _LONG], None
+        self.blocks = Blocks()
         self.level: str = level or self._library.fxs_level().decode()
         self._found = {(name, dtype): self._find(name, dtype, _SIGNATURES[name]) for name in _SIGNATURES for dtype in TYPES}
         self._found |= {(name, torch.float32): self._find(name, torch.float32, types) for name, types in _OF_FLOAT32.items()}
@@ -79,10 +85,20 @@ class Library:
         return found
 
     def empty(self, *shape: int) -> Tensor:
-        """Return a new contiguous float32 tensor, not filled, on large pages if it is large: they take a quarter of the time to fill."""
-        made = torch.empty(shape)
-        self.large_pages(made)
-        return made
+        """Return a new contiguous float32 tensor, not filled; a large one in memory that was in use before, or on large pages."""
+        elements = math.prod(shape)
+        if 4 * elements < LARGE:
+            return torch.empty(shape)
+        made, is_new = self.blocks.tensor(elements)
+        if is_new:
+            self.large_pages(made)
+        return made.view(shape)
+
+    def empty_innermost(self, shape: Sequence[int]) -> Tensor:
+        """Return such a tensor (N, C, H, W) whose samples are innermost in memory."""
+        n, *rest = shape
+        made = self.empty(*rest, n).permute(3, 0, 1, 2)
+        return torch.ops.aten._unsafe_view.default(made, made.shape)  # type: ignore[no-any-return]  # no view: autograd adds to it in place
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         """Calls a kernel for elements of ``dtype``, on as many threads as torch uses; tensors are passed by address."""

@@ -94,12 +94,16 @@ def conv_grad_input(
     out = batch_innermost(x_shape, weight.pattern.kernels)
     kernel, strides, pads, dilations = _pairs(weight.shape[2:], stride, padding, dilation)
     grad, planes = _plane(grad), _plane(out)
+    if any(math.gcd(d, step) > 1 or step > reach for step, reach, d in zip(strides, kernel, dilations, strict=True)):
+        out.zero_()  # there may be pixels that no tap reaches
     for top in range(min(strides[0], planes.shape[2])):
         for left in range(min(strides[1], planes.shape[3])):
             found = [
                 (top + pads[0] - a * dilations[0], left + pads[1] - b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])
             ]
             taps = tuple((a // strides[0], b // strides[1]) if a % strides[0] == b % strides[1] == 0 else None for a, b in found)
+            if all(tap is None for tap in taps):
+                continue
             multiply(grad, weight, None, planes[:, :, top :: strides[0], left :: strides[1]], True, (1, 1), taps, groups)
     return out
 

@@ -19,6 +19,7 @@ class Rates:
         sparse: MACs a second of the native kernels, counting those that are not left out; by product.
         kept: of grad-weight at kept positions. moved: bytes a second that a change of memory order reads or writes.
         passes_saved: how many times fewer a native norm reads or writes its tensor than PyTorch's, forward and backward.
+        indexed: elements of a weight whose positions are found in a second.
         started: seconds that a native product takes however small it is, beyond PyTorch's.
         margin: by how much native kernels must be faster to be chosen.
     """
@@ -30,6 +31,7 @@ class Rates:
     kept: float = 10e9
     moved: float = 4e9
     passes_saved: float = 5.0
+    indexed: float = 1e9
     started: float = 1e-4
     margin: float = 1.03
 
@@ -39,11 +41,12 @@ class Product:
     """A convolution's sizes.
 
     Attributes:
-        macs: dense, forward, for all samples. x_bytes, y_bytes: of input and output.
+        elements: of the weight. macs: dense, forward, for all samples. x_bytes, y_bytes: of input and output.
         weight, activation: densities; activation 1 where grad-weight sees a dense one.
         masked: the weight's gradient is wanted where the weight is kept alone.
     """
 
+    elements: int
     macs: int
     samples: int
     x_bytes: int
@@ -82,10 +85,11 @@ def _dense_rate(product: Product, rates: Rates) -> float:
 def _one(product: Product, rates: Rates, letter: str, native: bool) -> float:
     if native:
         lost = math.ceil(product.samples / LANES) * LANES / product.samples
+        begun = rates.started + product.elements / rates.indexed
         if letter != "w":
-            return rates.started + lost * product.macs * product.weight / rates.sparse
+            return begun + lost * product.macs * product.weight / rates.sparse
         if product.masked:
-            return rates.started + lost * product.macs * product.weight / rates.kept
+            return begun + lost * product.macs * product.weight / rates.kept
         taken = lost * product.macs * product.activation / rates.sparse_activation
         return rates.started + taken if product.activation < 1 else math.inf
     moved = product.x_bytes + product.y_bytes if letter == "f" else product.y_bytes + product.x_bytes

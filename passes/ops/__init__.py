@@ -12,6 +12,7 @@ from .innermost_norm import innermost_norm
 from .innermost_pool import innermost_max_pool
 from .linear import swat_linear
 from .masked_convolution import masked_convolution
+from .masked_linear import masked_linear
 from .masked_weight import mask_gradient, masked_weight
 from .pack_sparse import pack_sparse
 from .reorder import reorder
@@ -38,6 +39,7 @@ __all__ = [
     "kth_largest_per_slice",
     "mask_gradient",
     "masked_convolution",
+    "masked_linear",
     "masked_weight",
     "pack_sparse",
     "quantize",

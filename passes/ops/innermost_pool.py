@@ -73,9 +73,9 @@ def innermost_max_pool_backward(
     window = (kernel, stride, padding, dilation, ceil_mode)
     if places.dtype != torch.uint8:
         return torch.ops.aten.max_pool2d_with_indices_backward.default(grad, x, *window, places)  # type: ignore[no-any-return]
-    out = empty_innermost(grad, shape)
     kernels = kernels_for(grad)
     assert kernels is not None
+    out = kernels.empty_innermost(shape)
     native.max_pool_backward(kernels, as_innermost(grad), places, [*kernel, *stride, *padding, *dilation], out)
     return out
 

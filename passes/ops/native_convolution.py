@@ -101,7 +101,7 @@ def native_convolution_backward(
     gx, gw = grad.new_empty(0), grad.new_empty(0)
     dense_x, dense_w = w is not None and "i" not in native, x is not None and "w" not in native
     if w is not None and not dense_x:
-        gx = sparse_conv.conv_grad_input(grad, index_weight(w), list(x_shape), *geometry.parts)
+        gx = owned(sparse_conv.conv_grad_input(grad, index_weight(w), list(x_shape), *geometry.parts))
     if where is not None and values is not None:
         gw = conv_grad_weight(grad, unpack(where, values, x_shape, scheme), list(w_shape), *geometry.parts)
     elif x is not None and not dense_w and kept is not None:

@@ -11,6 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..kernels.library import kernels_for
+from ..kernels.select import between
+from .codes.layout import in_memory_order, is_dense
+
 SAMPLED_FROM = 1 << 15
 SAMPLES = 1 << 14
 ELEMENTS_PER_SAMPLE = 1 << 7
@@ -53,6 +57,22 @@ def kth_largest(magnitude: Tensor, k: int) -> Tensor:
         return _by_topk(magnitude.reshape(1, n), k).reshape(())
     flat = _in_memory_order(magnitude)
     return _kth(flat, k) if n < SAMPLED_FROM else _by_sample(flat, k)
+
+
+def kth_largest_magnitude(x: Tensor, k: int) -> Tensor | None:
+    """Return the k-th largest |x| of a large dense float32 tensor on the CPU by native kernels; None where they do not find it.
+
+    They do not where there are none, where |x| is not finite somewhere, and where the sample misleads.
+    """
+    n = x.numel()
+    kernels = kernels_for(x) if x.dtype == torch.float32 and n >= SAMPLED_FROM and 1 < k < n and is_dense(x) else None
+    if kernels is None:
+        return None
+    flat = in_memory_order(x.detach())
+    upper, lower = _bracket(flat[:: _stride(n)].abs(), k, n)
+    found = between(kernels, flat, lower, upper, n // 8)
+    rank = k - found[0] if found is not None else 0
+    return _kth(found[1], rank) if found is not None and 1 <= rank <= found[1].numel() else None
 
 
 def kth_largest_per_slice(magnitude: Tensor, k: int, dims: Iterable[int]) -> Tensor:
@@ -112,14 +132,7 @@ def _kth(flat: Tensor, k: int) -> Tensor:
 def _by_sample(flat: Tensor, k: int) -> Tensor:
     """Return the k-th largest value of a long 1-dim CPU tensor, with a sample's help."""
     n = flat.numel()
-    sample = flat[:: _stride(n)]
-    m = sample.numel()
-    expected = k / n * m
-    margin = BRACKET_DEVIATIONS * math.sqrt(expected * (1 - k / n)) + 1
-    rank_of_upper, rank_of_lower = math.floor(expected - margin), math.ceil(expected + margin)
-    upper = _kth(sample, rank_of_upper).item() if rank_of_upper >= 1 else math.inf
-    lower = _kth(sample, rank_of_lower).item() if rank_of_lower <= m else -math.inf
-
+    upper, lower = _bracket(flat[:: _stride(n)], k, n)
     below_upper = flat < upper
     at_upper_or_more = n - _count(below_upper)
     if k <= at_upper_or_more:
@@ -132,6 +145,17 @@ def _by_sample(flat: Tensor, k: int) -> Tensor:
     if rank <= candidates.numel():
         return _kth(candidates, rank)
     return _at_bound_or_less(flat, lower, rank - candidates.numel())
+
+
+def _bracket(sample: Tensor, k: int, n: int) -> tuple[float, float]:
+    """Return bounds between which the k-th largest of n values lies, as far as a sample of them tells."""
+    m = sample.numel()
+    expected = k / n * m
+    margin = BRACKET_DEVIATIONS * math.sqrt(expected * (1 - k / n)) + 1
+    rank_of_upper, rank_of_lower = math.floor(expected - margin), math.ceil(expected + margin)
+    upper = float(_kth(sample, rank_of_upper).item()) if rank_of_upper >= 1 else math.inf
+    lower = float(_kth(sample, rank_of_lower).item()) if rank_of_lower <= m else -math.inf
+    return upper, lower
 
 
 def _at_bound_or_more(flat: Tensor, bound: float, k: int) -> Tensor:

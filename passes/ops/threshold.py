@@ -10,7 +10,7 @@ from fxsparse.errors import NumericalError
 
 from .operator import operator
 from .score import at_least_float32, score, split_groups, threshold_shape
-from .selection import kept_count, kth_largest, kth_largest_per_slice, slices
+from .selection import kept_count, kth_largest, kth_largest_magnitude, kth_largest_per_slice, slices
 
 WEIGHT_SITE = "weight:"
 EXACT_DECIMALS_OF_FLOAT32 = 7
@@ -113,7 +113,12 @@ def _is_unset(stored: Tensor, is_training: bool) -> bool:
 
 
 def _select(x: Tensor, density: float, reduce_dims: Sequence[int], per_dims: Sequence[int], site: str) -> Tensor:
-    scores, shape = score(x, reduce_dims), threshold_shape(x, reduce_dims, per_dims)
+    shape = threshold_shape(x, reduce_dims, per_dims)
+    if not reduce_dims and not per_dims:
+        found = kth_largest_magnitude(x, kept_count(density, x.numel()))
+        if found is not None:
+            return found
+    scores = score(x, reduce_dims)
     if scores.numel() == 0:
         return scores.new_zeros(shape)
     is_finite = math.isfinite(float(scores.amax().item()))

@@ -20,8 +20,8 @@ CONTRACTIONS = frozenset(
     _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_flash_attention_backward
     _scaled_dot_product_flash_attention_for_cpu_backward _scaled_dot_product_efficient_attention_backward
     _scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward swat_convolution
-    masked_convolution native_convolution_backward swat_linear swat_einsum coded_convolution coded_linear coded_matmul coded_attention
-    mkldnn_rnn_layer mkldnn_rnn_layer_backward
+    masked_convolution native_convolution_backward masked_linear native_linear_backward swat_linear swat_einsum coded_convolution
+    coded_linear coded_matmul coded_attention mkldnn_rnn_layer mkldnn_rnn_layer_backward
     _cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward
     _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell _thnn_fused_gru_cell_backward lstm_mps
     """.split()  # noqa: SIM905

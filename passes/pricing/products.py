@@ -50,10 +50,9 @@ def product_of(operation: Operation, *, batch: int, fixed: Collection[int], oper
     if name == "masked_convolution":
         x, w, _, _, _, stride, padding, dilation, groups, _ = arguments
         return _convolution(split, x, w, operation.output, (stride, padding, dilation, False, [0] * len(stride), groups))
-    if name == "swat_linear":
-        return _product(
-            split, arguments[0].reshape(-1, arguments[0].shape[-1]).shape, arguments[2].t().shape, arguments[0], arguments[2], "linear"
-        )
+    if name in ("swat_linear", "masked_linear"):
+        x, w = arguments[0], arguments[2 if name == "swat_linear" else 1]
+        return _product(split, x.reshape(-1, x.shape[-1]).shape, w.t().shape, x, w, "linear")
     if name == "coded_convolution":
         x, _, _, _, w, _, *geometry = arguments
         return _convolution(split, x, w, operation.output, geometry)

@@ -77,9 +77,11 @@ def test_swat_step_on_the_reference_backend() -> None:
     medians = interleaved(
         {
             "eager, dense": Step(copy.deepcopy(model), x, y, steps=10),
-            "SWAT-U 90 %, P = 10": Step(fxs.compile(copy.deepcopy(model), swat, (x,)), x, y, steps=10),
+            "SWAT-U 90 %, P = 10": Step(fxs.compile(copy.deepcopy(model), swat, (x,), backend="reference"), x, y, steps=10),
             "torch.compile(eager, dense)": Step(torch.compile(copy.deepcopy(model)), x, y, steps=10),
-            "torch.compile(SWAT-U 90 %)": Step(torch.compile(fxs.compile(copy.deepcopy(model), swat, (x,))), x, y, steps=10),
+            "torch.compile(SWAT-U 90 %)": Step(
+                torch.compile(fxs.compile(copy.deepcopy(model), swat, (x,), backend="reference")), x, y, steps=10
+            ),
         },
         rounds=9,
         warmup=1,

@@ -162,7 +162,7 @@ def test_what_overwrites_a_tensor_from_outside_stays_outside() -> None:
 
 def product(**changes: Any) -> Product:
     given = {
-        "macs": 10**9, "samples": 16, "x_bytes": 10**6, "y_bytes": 10**6, "groups": 1, "weight": 0.1, "activation": 0.1,
+        "elements": 10**5, "macs": 10**9, "samples": 16, "x_bytes": 10**6, "y_bytes": 10**6, "groups": 1, "weight": 0.1, "activation": 0.1,
         "masked": False, "needs_x": True, **changes,
     }  # fmt: skip
     return Product(**given)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fxsparse.passes.kernels.library import library
 from fxsparse.passes.ops.codes.layout import as_innermost, is_innermost
 from fxsparse.passes.ops.codes.tiles import of_tiles, scheme_for, unpack
+from fxsparse.passes.ops.selection import kth_largest, kth_largest_magnitude
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native kernels were not built")
 
@@ -272,3 +273,24 @@ def test_results_do_not_depend_on_the_run() -> None:
     op, arguments = cases()["norm"]
     first, second = (op(*arguments)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+# Selection
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1 << 15, 1 << 17), st.floats(0.0, 1.0), st.sampled_from(["normal", "positive", "few values"]), SEEDS)
+def test_the_kth_magnitude_is_exact_or_left_to_pytorch(n: int, share: float, kind: str, seed: int) -> None:
+    x = randn(n, seed=seed)
+    x = torch.relu(x) if kind == "positive" else (2 * x).round() if kind == "few values" else x
+    k = min(n, max(1, round(share * n)))
+    found = kth_largest_magnitude(x, k)
+    assert found is None or torch.equal(found, kth_largest(x.abs(), k))
+
+
+def test_a_magnitude_that_is_no_number_is_left_to_pytorch() -> None:
+    x = randn(1 << 16, seed=0)
+    assert kth_largest_magnitude(x, 1000) is not None
+    for value in (float("nan"), float("inf")):
+        x[77] = value
+        assert kth_largest_magnitude(x, 1000) is None
