@@ -165,7 +165,8 @@ class _RegionRewriter(Editor):
                 outside = self.make.function(leave, node)
             outside.meta["val"] = value(node)
             meta.write(outside, role="leave")
-            for user in users:
+            packed = [user for user in node.users if user.target == "detach" and not any(self._serves(reader) for reader in user.users)]
+            for user in dict.fromkeys((*users, *packed)):  # who multiplies outside keeps what it multiplies
                 user.replace_input_with(node, outside)
 
     # Parts

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxsparse as fxs
+from fxsparse.digits import SmallResNet
 from fxsparse.passes.kernels.library import library
 from fxsparse.passes.layout.functions import LEAST_SAMPLES, concatenate, enter, leave, swap_samples
 from fxsparse.passes.layout.rates import Product, Rates, best
@@ -241,3 +242,16 @@ def test_costs_are_the_same() -> None:
     costs = [made(SWAT, backend).cost() for backend in ("reference", "native")]
     for part in ("forward", "grad_input", "grad_weight"):
         assert getattr(costs[0].total, part).macs == getattr(costs[1].total, part).macs
+
+
+def test_a_contraction_that_stays_outside_keeps_what_it_multiplies() -> None:
+    """Under ERK a small residual network has convolutions that read a region's tensors from outside."""
+    torch.manual_seed(0)
+    model, x = SmallResNet(), torch.randn(64, 1, 8, 8)
+    gradients = []
+    for backend in ("auto", "reference"):
+        compiled = fxs.compile(copy.deepcopy(model), "swat-erk-90", (x,), backend=backend)
+        compiled(x).square().mean().backward()
+        gradients.append([p.grad for p in compiled.parameters()])
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
